@@ -1,0 +1,265 @@
+"""What a batch is: its identity, its bytes, and how they are read back without trusting them.
+
+A reading is identified by ``(client_id, stream, seq)``. A batch is an immutable run of readings of one stream,
+``first_seq`` to ``last_seq`` without a gap, encoded once; its name is ``(client_id, stream, first_seq)``.
+
+On the wire (MQTT 5) the name and the delivery facts travel as user properties outside the payload, so that even a
+payload that cannot be decoded has a name. The payload is one Arrow IPC stream with one record batch:
+``data_key`` dictionary<string>, ``created_at`` int64 (microseconds since the epoch, UTC), ``data_value`` float64.
+The schema's metadata repeats the name and gives the format version.
+"""
+
+from __future__ import annotations
+
+import itertools
+import struct
+from array import array
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import date
+from typing import Any, NamedTuple
+
+import pyarrow as pa
+
+from .errors import PoisonError
+
+CONTENT_TYPE = "application/vnd.apache.arrow.stream"
+FORMAT_VERSION = "1"
+MAX_READINGS = 100_000
+"""Most readings in one batch that a server takes. Far below one INSERT's bound of a million rows."""
+MAX_DECODED_BYTES = 16 << 20
+"""Most bytes that the buffers of one batch may declare to decompress to. Checked before anything is allocated."""
+MAX_SEQ = 2**63 - 1
+COMPRESSIONS = ("lz4", "zstd", "none")
+
+# One thread for (de)compression: for buffers this small the hand-over to Arrow's pool costs eight times the work.
+_READ = pa.ipc.IpcReadOptions(use_threads=False)
+_WRITE = {
+    "lz4": pa.ipc.IpcWriteOptions(compression="lz4", use_threads=False),
+    "zstd": pa.ipc.IpcWriteOptions(compression=pa.Codec("zstd", 1), use_threads=False),
+    "none": pa.ipc.IpcWriteOptions(),
+}
+_SCHEMA = pa.schema(
+    [
+        pa.field("data_key", pa.dictionary(pa.int16(), pa.string()), nullable=False),
+        pa.field("created_at", pa.int64(), nullable=False),
+        pa.field("data_value", pa.float64(), nullable=False),
+    ]
+)
+
+
+class Name(NamedTuple):
+    """A batch's name; unique for ever, because a stream's number is drawn at random at every start of a client."""
+
+    client_id: int
+    stream: int
+    first_seq: int
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """An encoded batch as the outbox keeps it.
+
+    ``id`` numbers the outbox's batches in the order of their commits; ``made_at`` is the time of the oldest reading
+    (microseconds, UTC); ``since`` is the last server date the client had heard when it made the batch, or None.
+    """
+
+    id: int
+    stream: int
+    first_seq: int
+    count: int
+    made_at: int
+    since: date | None
+    payload: bytes
+
+    @property
+    def last_seq(self) -> int:
+        """Sequence number of the last reading."""
+        return self.first_seq + self.count - 1
+
+
+def encode(
+    name: Name,
+    keys: Sequence[str],
+    codes: array[int],
+    created_at: array[int],
+    values: array[float],
+    compression: str = "lz4",
+) -> bytes:
+    """The payload of a batch.
+
+    ``codes`` (typecode ``h``) index ``keys``; ``created_at`` (``q``) is in microseconds UTC; ``values`` (``d``).
+    All three have the batch's length; the reading at position ``i`` has ``seq = name.first_seq + i``.
+    """
+    n = len(values)
+    indices = pa.Array.from_buffers(pa.int16(), n, [None, pa.py_buffer(codes)])
+    columns = [
+        pa.DictionaryArray.from_arrays(indices, _strings(keys)),
+        pa.Array.from_buffers(pa.int64(), n, [None, pa.py_buffer(created_at)]),
+        pa.Array.from_buffers(pa.float64(), n, [None, pa.py_buffer(values)]),
+    ]
+    schema = _SCHEMA.with_metadata(_metadata(name))
+    sink = pa.BufferOutputStream()
+    with pa.ipc.new_stream(sink, schema, options=_WRITE[compression]) as writer:
+        writer.write_batch(pa.RecordBatch.from_arrays(columns, schema=schema))
+    return bytes(sink.getvalue())
+
+
+def _strings(keys: Sequence[str]) -> Any:
+    """Built from its buffers, because ``pa.array`` of a list imports pandas where it is installed (40 MB)."""
+    encoded = [key.encode() for key in keys]
+    ends = array("i", [0, *itertools.accumulate(map(len, encoded))])
+    return pa.Array.from_buffers(pa.string(), len(encoded), [None, pa.py_buffer(ends), pa.py_buffer(b"".join(encoded))])
+
+
+def _metadata(name: Name) -> dict[str, str]:
+    return {"skywave": FORMAT_VERSION, "batch": f"{name.client_id}/{name.stream}/{name.first_seq}"}
+
+
+@dataclass(frozen=True, slots=True)
+class Readings:
+    """Decoded readings of one batch: equally long Arrow arrays (``codes`` int8 to int32 index ``keys``)."""
+
+    keys: list[str]
+    codes: Any
+    created_at: Any
+    values: Any
+
+
+def decode(payload: bytes, name: Name, count: int) -> Readings:
+    """Reads and fully validates a payload that claims to be batch ``name`` of ``count`` readings.
+
+    Raises ``PoisonError`` with the reason if it is anything else. Nothing is decompressed before its declared size is
+    known to be within ``MAX_DECODED_BYTES``.
+    """
+    try:
+        if declared_bytes(payload) > MAX_DECODED_BYTES:
+            raise PoisonError(f"decompresses to more than {MAX_DECODED_BYTES} bytes")
+        reader = pa.ipc.open_stream(payload, options=_READ)
+        schema = reader.schema
+        _check_schema(schema, name)
+        columns = reader.read_next_batch()
+        columns.validate(full=True)
+        keys, codes = columns.column(0).dictionary, columns.column(0).indices
+        created_at, values = columns.column(1), columns.column(2)
+        if any(column.null_count for column in (keys, codes, created_at, values)):
+            raise PoisonError("has null values")
+        if columns.num_rows != count:
+            raise PoisonError(f"holds {columns.num_rows} readings, but its properties say {count}")
+        if _has_another(reader):
+            raise PoisonError("holds more than one record batch")
+        return Readings(keys.to_pylist(), codes, created_at, values)
+    except (pa.ArrowException, struct.error, IndexError, StopIteration, UnicodeDecodeError, OSError) as error:
+        raise PoisonError(f"is not a valid Arrow stream: {type(error).__name__}: {str(error)[:200]}") from error
+    except (ValueError, TypeError, KeyError, MemoryError) as error:
+        raise PoisonError(f"is not a valid batch: {type(error).__name__}: {str(error)[:200]}") from error
+
+
+def _has_another(reader: Any) -> bool:
+    try:
+        reader.read_next_batch()
+    except StopIteration:
+        return False
+    return True
+
+
+def _check_schema(schema: Any, name: Name) -> None:
+    want = (pa.types.is_dictionary, pa.types.is_int64, pa.types.is_float64)
+    if schema.names != _SCHEMA.names or not all(ok(kind) for ok, kind in zip(want, schema.types, strict=True)):
+        raise PoisonError(f"has columns {', '.join(f'{f.name} {f.type}' for f in schema)[:200]}")
+    key = schema.types[0]
+    if not pa.types.is_string(key.value_type) or key.index_type not in (pa.int8(), pa.int16(), pa.int32()):
+        raise PoisonError(f"has data_key of type {key}")
+    metadata: Mapping[bytes, bytes] = schema.metadata or {}
+    version = metadata.get(b"skywave", b"").decode(errors="replace")
+    if version != FORMAT_VERSION:
+        raise PoisonError(f"has format version {version!r}, this server reads {FORMAT_VERSION!r}")
+    if metadata.get(b"batch", b"").decode(errors="replace") != _metadata(name)["batch"]:
+        raise PoisonError(f"calls itself {metadata.get(b'batch', b'')!r}, its properties say {name}")
+
+
+# -- The size a stream declares, read from its flatbuffers -----------------------------------------------------------
+# Arrow allocates what a compressed buffer's 8-byte prefix says before it looks at the data, so a message of 100 bytes
+# could ask for 100 GB. Layout: arrow.apache.org/docs/format/Columnar.html (IPC), flatbuffers.dev/internals.
+
+_SCHEMA_MESSAGE, _DICTIONARY_MESSAGE, _RECORD_MESSAGE = 1, 2, 3
+_MAX_MESSAGES = 8
+
+
+def declared_bytes(payload: bytes) -> int:
+    """Sum of the sizes that the buffers of an Arrow IPC stream say they have once decompressed.
+
+    Raises ``PoisonError``, ``struct.error`` or ``IndexError`` if the framing is broken.
+    """
+    total = position = 0
+    view = memoryview(payload)
+    for _ in range(_MAX_MESSAGES):
+        if position >= len(payload):
+            return total
+        marker, size = struct.unpack_from("<Ii", payload, position)
+        if marker != 0xFFFFFFFF or size < 0:
+            raise PoisonError("is not an Arrow stream")
+        if size == 0:
+            return total
+        message = view[position + 8 : position + 8 + size]
+        body_bytes, sizes = _message(message, view[position + 8 + size :])
+        total += sizes
+        position += 8 + size + body_bytes
+    raise PoisonError(f"holds more than {_MAX_MESSAGES} Arrow messages")
+
+
+def _message(message: memoryview, body: memoryview) -> tuple[int, int]:
+    root = struct.unpack_from("<I", message, 0)[0]
+    kind = _field(message, root, 1)
+    body_field = _field(message, root, 3)
+    body_bytes = struct.unpack_from("<q", message, body_field)[0] if body_field else 0
+    if not 0 <= body_bytes <= len(body):
+        raise PoisonError("is cut short")
+    header_kind = message[kind] if kind else 0
+    if header_kind == _SCHEMA_MESSAGE:
+        return body_bytes, 0
+    header = _table(message, _field(message, root, 2))
+    if header_kind == _DICTIONARY_MESSAGE:
+        header = _table(message, _field(message, header, 1))
+    elif header_kind != _RECORD_MESSAGE:
+        raise PoisonError(f"holds an Arrow message of kind {header_kind}")
+    rows_field = _field(message, header, 0)
+    rows = struct.unpack_from("<q", message, rows_field)[0] if rows_field else 0
+    if not 0 <= rows <= MAX_READINGS:
+        raise PoisonError(f"declares {rows} rows, at most {MAX_READINGS} are taken")
+    return body_bytes, _buffers(message, header, body[:body_bytes])
+
+
+def _buffers(message: memoryview, header: int, body: memoryview) -> int:
+    field = _field(message, header, 2)
+    if not field:
+        return 0
+    vector = _table(message, field)
+    count = struct.unpack_from("<I", message, vector)[0]
+    compressed = bool(_field(message, header, 3))
+    total = 0
+    for offset, length in struct.iter_unpack("<qq", message[vector + 4 : vector + 4 + 16 * count]):
+        if offset < 0 or length < 0 or offset + length > len(body):
+            raise PoisonError("has a buffer outside its body")
+        if compressed and length >= 8:
+            declared = struct.unpack_from("<q", body, offset)[0]
+            length = max(declared, length) if declared != -1 else length
+        total += length
+    return total
+
+
+def _table(message: memoryview, field: int) -> int:
+    if not field:
+        raise PoisonError("lacks a part of its Arrow header")
+    return field + int(struct.unpack_from("<I", message, field)[0])
+
+
+def _field(message: memoryview, table: int, index: int) -> int:
+    """Position of a table's field in the flatbuffer, 0 if the field is absent."""
+    vtable = table - struct.unpack_from("<i", message, table)[0]
+    if vtable < 0:
+        raise PoisonError("has a broken Arrow header")
+    size = struct.unpack_from("<H", message, vtable)[0]
+    slot = 4 + 2 * index
+    offset: int = struct.unpack_from("<H", message, vtable + slot)[0] if slot < size else 0
+    return table + offset if offset else 0

@@ -1,0 +1,1 @@
+"""The edge: sensors into the outbox, the outbox to the server. Never imports ``skywave.server``."""

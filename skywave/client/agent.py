@@ -1,0 +1,143 @@
+"""The client process: wires the intake and the uplink to the outbox, and shows its figures."""
+
+from __future__ import annotations
+
+import logging
+import random
+import time
+from dataclasses import asdict
+
+from .. import __version__, config
+from ..service import Figure, Rate, Snapshot, Worker, rss_bytes, run_until_signal, serve_figures
+from .outbox import open_outbox
+from .sensors import Intake
+from .uplink import Uplink
+
+log = logging.getLogger(__name__)
+
+STUCK_AFTER_S = 30.0
+
+FIGURES = [
+    Figure("readings", "skywave_client_readings", "Readings committed to the outbox since the start.", True),
+    Figure("commits", "skywave_client_commits", "Commits of batches since the start.", True),
+    Figure("acked_readings", "skywave_client_acked_readings", "Readings acknowledged as stored.", True),
+    Figure("rejected_readings", "skywave_client_rejected_readings", "Readings in batches that a server rejected.", True),
+    Figure("resent_batches", "skywave_client_resent_batches", "Publishes of a batch after its first.", True),
+    Figure("ignored_acks", "skywave_client_ignored_acks", "Acknowledged ranges that covered no batch in flight.", True),
+    Figure("bad_messages", "skywave_client_bad_messages", "Messages that could not be read.", True),
+    Figure("backlog.readings", "skywave_client_backlog_readings", "Readings in the outbox."),
+    Figure("backlog.batches", "skywave_client_backlog_batches", "Batches in the outbox."),
+    Figure("backlog.bytes", "skywave_client_backlog_bytes", "Bytes of batches in the outbox."),
+    Figure("in_flight", "skywave_client_in_flight_batches", "Batches that wait for an acknowledgement."),
+    Figure("set_aside", "skywave_client_set_aside_batches", "Batches that the broker refuses; they stay in the outbox."),
+    Figure("oldest_unacked_s", "skywave_client_oldest_unacked_seconds", "Age of the oldest unacknowledged reading."),
+    Figure("time_to_full_s", "skywave_client_time_to_full_seconds", "When the outbox is full at the present rates."),
+    Figure("ack_delay_s", "skywave_client_ack_delay_seconds", "Smoothed time from publish to acknowledgement."),
+    Figure("connected", "skywave_client_broker_connected", "1 while the broker is connected."),
+    Figure("accepting", "skywave_client_server_accepting", "1 while some server accepts batches."),
+    Figure("outbox_full", "skywave_client_outbox_full", "1 while the outbox is full."),
+    Figure("sensors.*.connected", "skywave_client_sensor_connected", "1 while connected.", label="sensor"),
+    Figure("sensors.*.readings", "skywave_client_sensor_readings", "Readings taken in.", True, "sensor"),
+    Figure("sensors.*.malformed", "skywave_client_sensor_malformed", "Payloads that are no numbers.", True, "sensor"),
+    Figure("sensors.*.broken_frames", "skywave_client_sensor_broken_frames", "Times the framing was lost.", True, "sensor"),
+    Figure("sensors.*.disconnects", "skywave_client_sensor_disconnects", "Connections that ended.", True, "sensor"),
+    Figure("sensors.*.stalls", "skywave_client_sensor_stalls", "Times the sensor fell silent.", True, "sensor"),
+    Figure("rss_bytes", "skywave_client_rss_bytes", "Resident memory."),
+]
+
+
+class Agent:
+    """One client. Raises ``OutboxUnavailable`` or ``OutboxError`` if the outbox cannot be opened at the start."""
+
+    def __init__(self, settings: config.Client) -> None:
+        self._settings = settings
+        # A stream is drawn anew at every start, so a restored or cloned outbox never reuses an identity. 63 bits,
+        # because PostgreSQL and SQLite hold signed numbers.
+        stream = random.SystemRandom().randrange(1, 2**63)
+        self._intake_outbox = open_outbox(settings.outbox)
+        self._intake_outbox.lock()
+        self._intake_outbox.create(settings.client_id)
+        self._uplink_outbox = open_outbox(settings.outbox)
+        first_id = self._intake_outbox.start_stream(stream)
+        self.uplink = Uplink(settings, self._uplink_outbox, stream, first_id)
+        self.intake = Intake(
+            settings, self._intake_outbox, stream, first_id, self.uplink.offer, lambda: self.uplink.heard_date
+        )
+        self._workers = [Worker("intake", self.intake.run), Worker("uplink", self.uplink.run)]
+        self._in_rate, self._ack_rate, self._growth = Rate(), Rate(), Rate(30.0)
+        self._started = time.monotonic()
+
+    def run(self) -> None:
+        """Works until SIGTERM or SIGINT; then commits what is in memory and returns."""
+        server = serve_figures(
+            self._settings.http,
+            FIGURES,
+            self.snapshot,
+            {"client_id": str(self._settings.client_id), **{f"label_{k}": v for k, v in self._settings.labels.items()}},
+        )
+        for worker in self._workers:
+            worker.start()
+        try:
+            run_until_signal(self._health, self._status_line)
+        finally:
+            self.intake.stop()
+            self._workers[0].join(20)
+            self.uplink.stop()
+            self._workers[1].join(10)
+            if server:
+                server.shutdown()
+            self._intake_outbox.close()
+            self._uplink_outbox.close()
+            log.info("stopped: %d readings committed, %d in the outbox", self.intake.readings, self.uplink.backlog.readings)
+
+    def _health(self) -> str:
+        now = time.monotonic()
+        for worker, progress_at in zip(self._workers, (self.intake.progress_at, self.uplink.progress_at), strict=True):
+            if worker.died_of is not None:
+                return f"dead: {worker.name}: {worker.died_of}"
+            if now - progress_at > STUCK_AFTER_S:
+                return f"{worker.name} has not moved for {now - progress_at:.0f} s"
+        return ""
+
+    def _status_line(self) -> str:
+        s = self.snapshot()
+        return (
+            f"{s['readings_per_s']:.0f} readings/s in, {s['acked_per_s']:.0f} acknowledged, "
+            f"backlog {s['backlog']['readings']}, oldest {s['oldest_unacked_s']:.1f} s"
+        )
+
+    def snapshot(self) -> Snapshot:
+        """The figures of ``skywave status`` and /metrics."""
+        intake, uplink = self.intake, self.uplink
+        backlog = uplink.backlog
+        growth = self._growth.update(backlog.bytes)
+        free = self._settings.outbox.max_bytes - backlog.bytes
+        return {
+            "kind": "client",
+            "version": __version__,
+            "client_id": self._settings.client_id,
+            "labels": self._settings.labels,
+            "uptime_s": round(time.monotonic() - self._started, 1),
+            "connected": uplink.link.connected,
+            "accepting": uplink.accepting,
+            "broker_error": uplink.link.last_error,
+            "readings": intake.readings,
+            "readings_per_s": round(self._in_rate.update(intake.readings), 1),
+            "commits": intake.commits,
+            "acked_readings": uplink.acked_readings,
+            "acked_per_s": round(self._ack_rate.update(uplink.acked_readings), 1),
+            "rejected_readings": uplink.rejected_readings,
+            "resent_batches": uplink.window.resent,
+            "ignored_acks": uplink.window.ignored_acks,
+            "bad_messages": uplink.bad_messages,
+            "backlog": asdict(backlog),
+            "in_flight": len(uplink.window),
+            "set_aside": len(uplink.set_aside),
+            "oldest_unacked_s": round(uplink.oldest_unacked_s(), 3),
+            "time_to_full_s": round(free / growth) if growth > 1 and free > 0 else None,
+            "ack_delay_s": round(uplink.window.ack_delay, 3),
+            "outbox_full": intake.full,
+            "outbox_error": intake.unavailable or uplink.unavailable,
+            "sensors": {name: asdict(figures) for name, figures in intake.sensors.items()},
+            "rss_bytes": rss_bytes(),
+        }

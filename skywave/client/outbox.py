@@ -1,0 +1,323 @@
+"""The outbox: the local database that holds every reading until the server has committed it.
+
+All SQL stands here, in the dialect that PostgreSQL and SQLite share; ``postgres.py`` and ``sqlite.py`` only connect,
+run transactions and translate errors. Each thread opens an outbox of its own: the intake appends, the uplink reads,
+deletes and fixes days.
+
+What holds:
+
+* ``append`` returns after the commit. A batch and its stream's account are one transaction, and appending the same
+  batch again after a commit of unknown outcome changes nothing.
+* A batch is never altered. It leaves by ``delete`` (acknowledged) or ``drop_oldest`` (declared lost), and both keep
+  the tally in the same transaction, so the backlog is known without reading it.
+* ``day`` rules say "batches from id N on: day D" (or: none yet); a batch's day is the rule with the largest N <= id.
+"""
+
+from __future__ import annotations
+
+import bisect
+import os
+import time
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from datetime import date
+from pathlib import Path
+from typing import Any
+
+from .. import config
+from ..batch import Batch
+from ..errors import OutboxError
+from ..messages import Dropped, Produced, Range
+
+SCHEMA_VERSION = "1"
+Statement = tuple[str, Sequence[Any]]
+
+_SCHEMA = (
+    "CREATE TABLE IF NOT EXISTS meta (name TEXT PRIMARY KEY, value TEXT NOT NULL)",
+    "CREATE TABLE IF NOT EXISTS batch (id BIGINT PRIMARY KEY, stream BIGINT NOT NULL, first_seq BIGINT NOT NULL,"
+    " count BIGINT NOT NULL, made_at BIGINT NOT NULL, since TEXT, payload {blob} NOT NULL)",
+    # One row a start of the client: where the stream's batches begin, and all that was ever appended to it.
+    "CREATE TABLE IF NOT EXISTS stream (stream BIGINT PRIMARY KEY, first_id BIGINT NOT NULL, last_seq BIGINT NOT NULL,"
+    " batches BIGINT NOT NULL, bytes BIGINT NOT NULL)",
+    # One row: all that ever left, so that what is in the outbox is what the streams say minus this.
+    "CREATE TABLE IF NOT EXISTS gone (one BIGINT PRIMARY KEY, batches BIGINT NOT NULL, readings BIGINT NOT NULL,"
+    " bytes BIGINT NOT NULL)",
+    "CREATE TABLE IF NOT EXISTS day (from_id BIGINT PRIMARY KEY, day TEXT)",
+    "CREATE TABLE IF NOT EXISTS dropped (stream BIGINT NOT NULL, first_seq BIGINT NOT NULL, last_seq BIGINT NOT NULL,"
+    " reason TEXT NOT NULL, PRIMARY KEY (stream, first_seq))",
+    "INSERT INTO gone VALUES (1, 0, 0, 0) ON CONFLICT DO NOTHING",
+)
+_COLUMNS = "id, stream, first_seq, count, made_at, since, payload"
+
+
+@dataclass(frozen=True, slots=True)
+class Backlog:
+    """What the outbox holds: numbers of batches and readings, and bytes of payload."""
+
+    batches: int
+    readings: int
+    bytes: int
+
+
+class Days:
+    """The day rules in memory: ``of(id)`` is the day fixed for a batch, None if there is none yet."""
+
+    def __init__(self, rules: Iterable[tuple[int, date | None]]) -> None:
+        self._ids: list[int] = []
+        self._days: list[date | None] = []
+        for from_id, day in sorted(rules, key=lambda rule: rule[0]):
+            self.add(from_id, day)
+
+    def add(self, from_id: int, day: date | None) -> None:
+        """A rule from ``from_id`` on; it replaces what later rules there were."""
+        cut = bisect.bisect_left(self._ids, from_id)
+        del self._ids[cut:], self._days[cut:]
+        self._ids.append(from_id)
+        self._days.append(day)
+
+    def of(self, batch_id: int) -> date | None:
+        """The day of a batch."""
+        at = bisect.bisect_right(self._ids, batch_id) - 1
+        return self._days[at] if at >= 0 else None
+
+    @property
+    def latest(self) -> date | None:
+        """The day of batches to come."""
+        return self._days[-1] if self._days else None
+
+    @property
+    def latest_from(self) -> int:
+        """First id of the latest rule, 0 if there is none."""
+        return self._ids[-1] if self._ids else 0
+
+    @property
+    def last_heard(self) -> date | None:
+        """The last day that was ever fixed."""
+        return max((day for day in self._days if day), default=None)
+
+
+class Outbox(ABC):
+    """One connection to the outbox. Every method raises ``OutboxUnavailable`` when the database did not do it."""
+
+    def __init__(self, settings: config.Outbox) -> None:
+        self._settings = settings
+        self._disk_path = Path(settings.disk_path or self.default_disk_path())
+        self._free_at = 0.0
+        self._free = 0
+
+    # -- what each database does in its own way ----------------------------------------------------------------------
+
+    @abstractmethod
+    def transaction(self, statements: Sequence[Statement]) -> None:
+        """Runs the statements (with ``?`` for parameters) in one durable transaction."""
+
+    @abstractmethod
+    def query(self, sql: str, parameters: Sequence[Any] = ()) -> list[tuple[Any, ...]]:
+        """Rows of a SELECT, outside any transaction."""
+
+    @abstractmethod
+    def lock(self) -> None:
+        """Makes sure that no other client uses this outbox, until ``close``; raises ``OutboxError`` if one does."""
+
+    @abstractmethod
+    def close(self) -> None:
+        """Ends the connection."""
+
+    @abstractmethod
+    def default_disk_path(self) -> str:
+        """A path on the disk that holds the database, "" if it cannot be known."""
+
+    blob_type: str
+
+    # -- opening -----------------------------------------------------------------------------------------------------
+
+    def create(self, client_id: int) -> None:
+        """Creates or checks the schema; raises ``OutboxError`` for another client's outbox or a newer schema."""
+        self.transaction([(sql.format(blob=self.blob_type), ()) for sql in _SCHEMA])
+        for name, value in (("schema", SCHEMA_VERSION), ("client_id", str(client_id))):
+            self.transaction([("INSERT INTO meta VALUES (?, ?) ON CONFLICT DO NOTHING", (name, value))])
+            found = self.query("SELECT value FROM meta WHERE name = ?", (name,))[0][0]
+            if found != value:
+                raise OutboxError(
+                    f"outbox has {name} {found}, this client has {value}",
+                    "Point the client at its own outbox, or install the version that made this one.",
+                )
+
+    def start_stream(self, stream: int) -> int:
+        """Registers the stream of a starting client; returns the id of its first batch."""
+        first_id = self.query("SELECT COALESCE(MAX(first_id + batches), 1) FROM stream")[0][0]
+        self.transaction([("INSERT INTO stream VALUES (?, ?, 0, 0, 0)", (stream, first_id))])
+        return int(first_id)
+
+    # -- the intake's side -------------------------------------------------------------------------------------------
+
+    def append(self, batch: Batch) -> None:
+        """Commits a batch; doing so again is harmless."""
+        known = self.query("SELECT last_seq FROM stream WHERE stream = ?", (batch.stream,)) if self._in_doubt else []
+        if known and known[0][0] >= batch.last_seq:
+            self._in_doubt = False
+            return
+        self._in_doubt = True
+        since = batch.since.isoformat() if batch.since else None
+        row = (batch.id, batch.stream, batch.first_seq, batch.count, batch.made_at, since, batch.payload)
+        self.transaction(
+            [
+                (f"INSERT INTO batch ({_COLUMNS}) VALUES (?, ?, ?, ?, ?, ?, ?)", row),
+                (
+                    "UPDATE stream SET last_seq = ?, batches = batches + 1, bytes = bytes + ? WHERE stream = ?",
+                    (batch.last_seq, len(batch.payload), batch.stream),
+                ),
+            ]
+        )
+        self._in_doubt = False
+
+    _in_doubt = False
+
+    def is_full(self, more: int) -> bool:
+        """True if ``more`` bytes would pass the bound, or the disk has too little left."""
+        return self.backlog_bytes + more > self._settings.max_bytes or self._free_disk() < self._settings.min_free_disk
+
+    def drop_oldest(self, more: int) -> None:
+        """Makes room for ``more`` bytes by deleting the oldest batches and declaring their readings lost."""
+        rows = self.query("SELECT id, stream, first_seq, count, length(payload) FROM batch ORDER BY id LIMIT 64")
+        ids, ranges, freed = [], [], 0
+        for batch_id, stream, first_seq, count, size in rows:
+            ids.append(batch_id)
+            ranges.append(Dropped(stream, first_seq, first_seq + count - 1, "outbox full"))
+            freed += size
+            if freed >= more:
+                break
+        self._remove(ids, ranges)
+
+    def _free_disk(self) -> int:
+        now = time.monotonic()
+        if now - self._free_at > 1.0:
+            self._free_at = now
+            try:
+                stat = os.statvfs(self._disk_path)
+                self._free = stat.f_bavail * stat.f_frsize
+            except OSError:
+                self._free = 1 << 62  # no such path here (a remote database): only max_bytes bounds it
+        return self._free
+
+    # -- the uplink's side -------------------------------------------------------------------------------------------
+
+    def read(self, first_id: int, last_id: int, limit: int) -> list[Batch]:
+        """Up to ``limit`` batches with ``first_id`` <= id <= ``last_id``, in order of id."""
+        rows = self.query(
+            f"SELECT {_COLUMNS} FROM batch WHERE id >= ? AND id <= ? ORDER BY id LIMIT ?", (first_id, last_id, limit)
+        )
+        return [
+            Batch(batch_id, stream, first, count, made_at, date.fromisoformat(since) if since else None, bytes(payload))
+            for batch_id, stream, first, count, made_at, since, payload in rows
+        ]
+
+    def delete(self, ids: Sequence[int]) -> None:
+        """Removes acknowledged batches."""
+        self._remove(ids, [])
+
+    def _remove(self, ids: Sequence[int], dropped: Sequence[Dropped]) -> None:
+        if not ids:
+            return
+        chosen = f"(SELECT {{}} FROM batch WHERE id IN ({', '.join('?' * len(ids))}))"
+        self.transaction(
+            [
+                (
+                    f"UPDATE gone SET batches = batches + {chosen.format('COUNT(*)')},"
+                    f" readings = readings + {chosen.format('COALESCE(SUM(count), 0)')},"
+                    f" bytes = bytes + {chosen.format('COALESCE(SUM(length(payload)), 0)')}",
+                    [*ids, *ids, *ids],
+                ),
+                (f"DELETE FROM batch WHERE id IN ({', '.join('?' * len(ids))})", ids),
+                *(("INSERT INTO dropped VALUES (?, ?, ?, ?) ON CONFLICT DO NOTHING", tuple(row)) for row in dropped),
+            ]
+        )
+
+    def days(self) -> Days:
+        """The day rules."""
+        rows = self.query("SELECT from_id, day FROM day")
+        return Days((from_id, date.fromisoformat(day) if day else None) for from_id, day in rows)
+
+    def fix_day(self, from_id: int, day: date | None) -> None:
+        """Durably fixes the day of the batches from ``from_id`` on, and forgets rules that no batch needs."""
+        oldest = self.query("SELECT MIN(id) FROM batch")[0][0] or from_id
+        self.transaction(
+            [
+                ("DELETE FROM day WHERE from_id >= ?", (from_id,)),
+                (
+                    "DELETE FROM day WHERE from_id < (SELECT MAX(from_id) FROM day WHERE from_id <= ?)",
+                    (min(oldest, from_id),),
+                ),
+                ("INSERT INTO day VALUES (?, ?)", (from_id, day.isoformat() if day else None)),
+            ]
+        )
+
+    # -- the account -------------------------------------------------------------------------------------------------
+
+    @property
+    def backlog_bytes(self) -> int:
+        """Bytes of payload in the outbox."""
+        return self.backlog().bytes
+
+    def backlog(self) -> Backlog:
+        """What is in the outbox, from the tallies."""
+        batches, readings, size = self.query(
+            "SELECT SUM(s.batches) - MAX(g.batches), SUM(s.last_seq) - MAX(g.readings), SUM(s.bytes) - MAX(g.bytes)"
+            " FROM stream s, gone g"
+        )[0]
+        return Backlog(int(batches or 0), int(readings or 0), int(size or 0))
+
+    def oldest_made_at(self) -> int | None:
+        """Time of the oldest reading in the outbox (microseconds, UTC), None if it is empty."""
+        rows = self.query("SELECT made_at FROM batch ORDER BY id LIMIT 1")
+        return rows[0][0] if rows else None
+
+    def streams(self) -> list[Produced]:
+        """The account of each stream that the outbox remembers."""
+        accounts = []
+        for stream, first_id, last_seq, batches in self.query(
+            "SELECT stream, first_id, last_seq, batches FROM stream ORDER BY first_id"
+        ):
+            rows = self.query(
+                "SELECT first_seq FROM batch WHERE id >= ? AND id < ? ORDER BY id LIMIT 1", (first_id, first_id + batches)
+            )
+            accounts.append(Produced(stream, last_seq, rows[0][0] if rows else 0))
+        return accounts
+
+    def dropped(self) -> list[Dropped]:
+        """The ranges declared lost that no server has recorded yet."""
+        rows = self.query("SELECT stream, first_seq, last_seq, reason FROM dropped ORDER BY stream, first_seq LIMIT 1000")
+        return [Dropped(*row) for row in rows]
+
+    def forget_stream(self, produced: Produced) -> None:
+        """Forgets an ended stream whose account the server has recorded and whose batches are all gone."""
+        same = "(SELECT COALESCE(SUM({}), 0) FROM stream WHERE stream = ? AND last_seq = ?)"
+        key = (produced.stream, produced.last_seq)
+        self.transaction(
+            [
+                (
+                    f"UPDATE gone SET batches = batches - {same.format('batches')},"
+                    f" readings = readings - {same.format('last_seq')}, bytes = bytes - {same.format('bytes')}",
+                    key * 3,
+                ),
+                ("DELETE FROM stream WHERE stream = ? AND last_seq = ?", key),
+            ]
+        )
+
+    def forget_dropped(self, ranges: Sequence[Range]) -> None:
+        """Forgets declared losses that the server has recorded."""
+        self.transaction(
+            [("DELETE FROM dropped WHERE stream = ? AND first_seq = ? AND last_seq = ?", tuple(row)) for row in ranges]
+        )
+
+
+def open_outbox(settings: config.Outbox) -> Outbox:
+    """A new connection to the configured outbox."""
+    if settings.kind == "postgresql":
+        from .postgres import PostgresOutbox
+
+        return PostgresOutbox(settings)
+    from .sqlite import SqliteOutbox
+
+    return SqliteOutbox(settings)

@@ -1,0 +1,115 @@
+"""The outbox in PostgreSQL.
+
+Each transaction is one round trip: several statements sent as one simple query are one implicit transaction
+(postgresql.org/docs/15/protocol-flow.html, "Multiple Statements in a Simple Query").
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import psycopg2
+import psycopg2.extensions
+
+from .. import config
+from ..errors import OutboxError, OutboxUnavailable
+from .outbox import Outbox, Statement
+
+_LOCK_KEY = 0x736B7977617665  # "skywave"
+# Rows up to a page stay in the table: at a thousand readings a second a batch needs no TOAST table nor its index.
+# The payload is compressed already.
+_STORAGE = (
+    "ALTER TABLE batch ALTER payload SET STORAGE EXTERNAL",
+    "ALTER TABLE batch SET (toast_tuple_target = 8160, autovacuum_vacuum_scale_factor = 0.1)",
+    "ALTER TABLE stream SET (fillfactor = 50)",
+    "ALTER TABLE gone SET (fillfactor = 50)",
+)
+
+
+class PostgresOutbox(Outbox):
+    """See ``Outbox``. A lost connection is made anew by the next call."""
+
+    blob_type = "BYTEA"
+
+    def __init__(self, settings: config.Outbox) -> None:
+        super().__init__(settings)
+        self._connection: psycopg2.extensions.connection | None = None
+        self._locked = False
+
+    def default_disk_path(self) -> str:
+        """PostgreSQL's usual folder on Debian."""
+        return "/var/lib/postgresql"
+
+    def create(self, client_id: int) -> None:
+        """See ``Outbox.create``."""
+        super().create(client_id)
+        self.transaction([(sql, ()) for sql in _STORAGE])
+
+    def transaction(self, statements: Sequence[Statement]) -> None:
+        """See ``Outbox.transaction``."""
+        try:
+            with self._connect().cursor() as cursor:
+                parts = [cursor.mogrify(sql.replace("?", "%s"), tuple(values)) for sql, values in statements]
+                cursor.execute(b";".join(parts))
+        except psycopg2.Error as error:
+            raise self._translated(error) from error
+
+    def query(self, sql: str, parameters: Sequence[Any] = ()) -> list[tuple[Any, ...]]:
+        """See ``Outbox.query``."""
+        try:
+            with self._connect().cursor() as cursor:
+                cursor.execute(sql.replace("?", "%s"), tuple(parameters))
+                return cursor.fetchall()
+        except psycopg2.Error as error:
+            raise self._translated(error) from error
+
+    def lock(self) -> None:
+        """Takes a session lock on the database, and takes it again after each reconnect."""
+        self._locked = True
+        try:
+            self._connect()
+        except psycopg2.Error as error:
+            raise self._translated(error) from error
+
+    def close(self) -> None:
+        """See ``Outbox.close``."""
+        if self._connection is not None:
+            self._connection.close()
+        self._connection = None
+
+    def _connect(self) -> psycopg2.extensions.connection:
+        if self._connection is None or self._connection.closed:
+            password = config.secret(self._settings.password_file)
+            connection = psycopg2.connect(
+                self._settings.dsn,
+                **({"password": password} if password else {}),
+                connect_timeout=5,
+                application_name="skywave",
+                keepalives_idle=10,
+                keepalives_interval=5,
+                keepalives_count=3,
+                tcp_user_timeout=30_000,
+                options="-c client_min_messages=error",
+            )
+            connection.autocommit = True
+            self._connection = connection
+            if self._locked:
+                self._take_lock(connection)
+        return self._connection
+
+    def _take_lock(self, connection: psycopg2.extensions.connection) -> None:
+        with connection.cursor() as cursor:
+            cursor.execute("SELECT pg_try_advisory_lock(%s)", (_LOCK_KEY,))
+            row = cursor.fetchone()
+        if row is None or not row[0]:
+            self.close()
+            raise OutboxError("another client uses this outbox", "One outbox serves one client; stop the other one.")
+
+    def _translated(self, error: psycopg2.Error) -> Exception:
+        text = str(error).strip().splitlines()
+        message = f"postgresql: {text[0] if text else type(error).__name__}"
+        if isinstance(error, psycopg2.OperationalError | psycopg2.InterfaceError | psycopg2.InternalError):
+            self.close()  # whatever state the connection is in, the next call starts from a clean one
+            return OutboxUnavailable(message, "Check that PostgreSQL runs and takes connections from this user.")
+        return OutboxError(message, "Check the rights of the outbox's user and the schema.")

@@ -1,0 +1,316 @@
+"""Configuration: TOML into frozen dataclasses, strictly.
+
+A key that is unknown is an error that names the nearest known one; so is a value of the wrong type or out of range.
+Every setting carries its own documentation (``doc``), from which ``config show`` and docs/configuration.md are made.
+Secrets never stand in a configuration: a setting that ends in ``_file`` names a file that holds one. A relative path
+there is looked up in ``$CREDENTIALS_DIRECTORY`` (systemd's ``LoadCredential=``) when that is set.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import json
+import os
+import socket
+import tomllib
+import types
+import typing
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, TypeVar
+
+from .errors import ConfigError
+
+T = TypeVar("T")
+Check = tuple[float | None, float | None] | tuple[str, ...]
+
+
+def setting(default: Any, doc: str, check: Check | None = None) -> Any:
+    """A dataclass field with documentation. ``check`` is (lowest, highest) for a number, or the allowed strings."""
+    metadata = {"doc": doc, "check": check}
+    if isinstance(default, dict):
+        return field(default_factory=dict, metadata=metadata)
+    if default is ...:
+        return field(metadata=metadata)
+    return field(default=default, metadata=metadata)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Mqtt:
+    """The connection to the broker."""
+
+    host: str = setting("127.0.0.1", "Broker's host name or address.")
+    port: int = setting(1883, "Broker's port (8883 is usual with TLS).", (1, 65535))
+    username: str = setting("", "User name, if the broker asks for one.")
+    password_file: str = setting("", "File that holds the password.")
+    ca_file: str = setting("", "CA certificate that signed the broker's; setting it turns TLS on.")
+    cert_file: str = setting("", "This host's certificate, for mutual TLS.")
+    key_file: str = setting("", "Private key of cert_file.")
+    keepalive: int = setting(30, "Seconds between pings on an idle connection.", (5, 3600))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Http:
+    """Where a process shows its figures: /status (JSON) and /metrics (Prometheus)."""
+
+    host: str = setting("127.0.0.1", "Address to listen on.")
+    port: int = setting(0, "Port to listen on; 0 turns the endpoint off.", (0, 65535))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sensor:
+    """One sensor that the client reads."""
+
+    host: str = setting("127.0.0.1", "Sensor's host name or address.")
+    port: int = setting(..., "Sensor's TCP port.", (1, 65535))
+    key: str = setting("", "data_key of its readings; the sensor's name if empty.")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Intake:
+    """How readings become batches."""
+
+    linger: float = setting(
+        0.1,
+        "Seconds for which a reading may wait for its commit: the window that a power cut can take. "
+        "Longer means fewer and larger commits, so less flash wear.",
+        (0.001, 60),
+    )
+    max_readings: int = setting(10_000, "A batch is committed early when it holds as many readings.", (1, 100_000))
+    compression: str = setting("lz4", "Compression of a batch; zstd saves bytes for CPU.", ("lz4", "zstd", "none"))
+    poll_interval: float = setting(
+        0.005,
+        "Seconds that the client lets bytes gather in the sockets before it reads again; the resolution of created_at. "
+        "0 reads at once and costs CPU.",
+        (0, 1),
+    )
+    stall_after: float = setting(30.0, "A sensor that is silent for as many seconds is reported as stalled.", (0.1, 1e6))
+    reconnect_max: float = setting(10.0, "Longest pause in seconds between attempts to reach a sensor.", (0.1, 3600))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Outbox:
+    """The local database that holds every reading until the server has committed it."""
+
+    kind: str = setting("sqlite", "sqlite (embedded) or postgresql.", ("sqlite", "postgresql"))
+    path: str = setting("outbox.sqlite", "sqlite: the database file.")
+    dsn: str = setting("", "postgresql: libpq connection string without a password.")
+    password_file: str = setting("", "postgresql: file that holds the password.")
+    max_bytes: int = setting(1 << 30, "Most bytes of undelivered batches to keep.", (1 << 16, None))
+    min_free_disk: int = setting(256 << 20, "Bytes that must stay free on the disk of disk_path.", (0, None))
+    disk_path: str = setting("", "Where to look for free disk space; the folder of path for sqlite.")
+    when_full: str = setting(
+        "block",
+        "block: stop reading the sensors, TCP pushes back. drop_oldest: delete the oldest batches and declare them lost.",
+        ("block", "drop_oldest"),
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Uplink:
+    """How batches travel to the server."""
+
+    max_in_flight: int = setting(64, "Most batches that may wait for an acknowledgement at once.", (1, 1000))
+    max_in_flight_bytes: int = setting(8 << 20, "Most bytes of them.", (1 << 16, None))
+    ack_timeout_min: float = setting(2.0, "Shortest time in seconds before an unacknowledged batch is sent again.", (0.1, 600))
+    ack_timeout_max: float = setting(60.0, "Longest such time; the actual one follows the measured delay.", (0.1, 3600))
+    status_interval: float = setting(5.0, "Seconds between status messages.", (0.2, 3600))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Client:
+    """Configuration of `skywave client`."""
+
+    client_id: int = setting(..., "Number of this client, unique in the fleet.", (1, 2**32 - 1))
+    labels: dict[str, str] = setting({}, "Labels of this host (site, ring, hardware); they travel in its status.")
+    sensors: dict[str, Sensor] = setting({}, "Sensors by name.")
+    intake: Intake = field(default_factory=Intake)
+    outbox: Outbox = field(default_factory=Outbox)
+    uplink: Uplink = field(default_factory=Uplink)
+    mqtt: Mqtt = field(default_factory=Mqtt)
+    http: Http = field(default_factory=Http)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Store:
+    """The final database."""
+
+    kind: str = setting("clickhouse", "clickhouse (a server) or embedded (chDB in this process).", ("clickhouse", "embedded"))
+    host: str = setting("127.0.0.1", "clickhouse: host name or address.")
+    port: int = setting(9000, "clickhouse: port of the native protocol (9440 is usual with TLS).", (1, 65535))
+    user: str = setting("default", "clickhouse: user name.")
+    password_file: str = setting("", "clickhouse: file that holds the password.")
+    ca_file: str = setting("", "clickhouse: CA certificate; setting it turns TLS on.")
+    database: str = setting("telemetry", "Database that holds the tables.")
+    path: str = setting("store", "embedded: folder of the database.")
+    timeout: float = setting(30.0, "Seconds to wait for an answer before the outcome counts as unknown.", (1, 3600))
+    sync: str = setting(
+        "none",
+        "none: a commit is as durable as the database makes it. filesystem: sync the file system of data_path before "
+        "each acknowledgement (for a ClickHouse on this host that does not sync by itself).",
+        ("none", "filesystem"),
+    )
+    data_path: str = setting("/var/lib/clickhouse", "Folder whose file system sync = \"filesystem\" syncs.")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Ingest:
+    """How the server groups batches into inserts."""
+
+    linger: float = setting(0.2, "Seconds for which a batch may wait for others to share its insert.", (0, 60))
+    max_rows: int = setting(400_000, "Most readings in one insert.", (1, 900_000))
+    max_held_bytes: int = setting(64 << 20, "Most bytes of received messages to hold; then the socket is not read.", (1 << 20, None))
+    pause_after: float = setting(
+        5.0,
+        "When the store has been away, or the server full, for as many seconds, it tells the clients to keep their "
+        "readings until it can commit again.",
+        (0.1, 3600),
+    )
+    horizon_days: int = setting(400, "Oldest day that is taken, in days before today.", (1, 10_000))
+    reject_quota: int = setting(
+        64 << 20, "Bytes of poison kept per client and day; beyond it poison is neither stored nor acknowledged.", (0, None)
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Server:
+    """Configuration of `skywave server`."""
+
+    name: str = setting("", "This server's name, unique among servers; the host's name if empty.")
+    mqtt: Mqtt = field(default_factory=Mqtt)
+    store: Store = field(default_factory=Store)
+    ingest: Ingest = field(default_factory=Ingest)
+    http: Http = field(default_factory=Http)
+
+    @property
+    def server_name(self) -> str:
+        """The configured name, or the host's."""
+        return self.name or socket.gethostname()
+
+
+KINDS: dict[str, type[Client] | type[Server]] = {"client": Client, "server": Server}
+
+
+def load(path: str | Path, kind: type[T]) -> T:
+    """Reads the TOML file ``path`` as ``kind``; raises ``ConfigError`` with the file and key in its message."""
+    return parse(_read(path), kind, str(path))
+
+
+def load_any(path: str | Path) -> Client | Server:
+    """Reads a file whose kind is told by its content: only a client has ``client_id``."""
+    body = _read(path)
+    return parse(body, Client, str(path)) if "client_id" in body else parse(body, Server, str(path))
+
+
+def parse(body: dict[str, Any], kind: type[T], where: str = "configuration") -> T:
+    """Builds the dataclass ``kind`` from a TOML table; see ``load``."""
+    config = _build(body, kind, where, "")
+    if isinstance(config, Client):
+        _check_client(config, where)
+    return config
+
+
+def _read(path: str | Path) -> dict[str, Any]:
+    try:
+        return tomllib.loads(Path(path).read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ConfigError(f"{path}: {error.strerror}", "Give the path of a configuration file with --config.") from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path}: not TOML: {error}", "See docs/configuration.md for an example.") from error
+
+
+def _check_client(config: Client, where: str) -> None:
+    if not config.sensors:
+        raise ConfigError(f"{where}: no sensors", "Add a table like [sensors.temperature] with a port.")
+    if len(config.sensors) > 32_000:
+        raise ConfigError(f"{where}: more than 32000 sensors", "Split them over several clients.")
+    if config.outbox.kind == "postgresql" and not config.outbox.dsn:
+        raise ConfigError(f"{where}: outbox.dsn is missing", 'For example dsn = "host=/run/postgresql dbname=skywave".')
+
+
+def _build(body: Any, kind: Any, where: str, prefix: str) -> Any:
+    if not isinstance(body, dict):
+        raise ConfigError(f"{where}: {prefix or 'the file'} must be a table, not {body!r}")
+    fields = {f.name: f for f in dataclasses.fields(kind)}
+    hints = typing.get_type_hints(kind)
+    for key in body:
+        if key not in fields:
+            near = difflib.get_close_matches(key, fields, 1, 0.5)
+            hint = f"Did you mean {_path(prefix, near[0])}?" if near else f"Known here: {', '.join(fields)}."
+            raise ConfigError(f"{where}: unknown setting {_path(prefix, key)}", hint)
+    values = {}
+    for name, item in fields.items():
+        if name in body:
+            values[name] = _value(body[name], hints[name], item.metadata.get("check"), where, _path(prefix, name))
+        elif item.default is dataclasses.MISSING and item.default_factory is dataclasses.MISSING:
+            raise ConfigError(f"{where}: {_path(prefix, name)} is missing", str(item.metadata["doc"]))
+    return kind(**values)
+
+
+def _value(value: Any, hint: Any, check: Check | None, where: str, path: str) -> Any:
+    if dataclasses.is_dataclass(hint):
+        return _build(value, hint, where, path)
+    if isinstance(hint, types.GenericAlias):
+        if not isinstance(value, dict):
+            raise ConfigError(f"{where}: {path} must be a table")
+        inner = typing.get_args(hint)[1]
+        return {key: _value(item, inner, None, where, _path(path, key)) for key, item in value.items()}
+    if hint is float and isinstance(value, int) and not isinstance(value, bool):
+        value = float(value)
+    if not isinstance(value, hint) or isinstance(value, bool) is not (hint is bool):
+        raise ConfigError(f"{where}: {path} must be {_type_name(hint)}, not {value!r}")
+    if check and isinstance(check[0], str):
+        if value not in check:
+            raise ConfigError(f"{where}: {path} must be one of {', '.join(map(str, check))}, not {value!r}")
+    elif check:
+        low, high = typing.cast(tuple[float | None, float | None], check)
+        if not ((low is None or value >= low) and (high is None or value <= high)):  # NaN fails both
+            bounds = " and ".join(f"{word} {b:g}" for word, b in (("at least", low), ("at most", high)) if b is not None)
+            raise ConfigError(f"{where}: {path} must be {bounds}, not {value!r}")
+    return value
+
+
+def _type_name(hint: type) -> str:
+    return {int: "a whole number", float: "a number", str: "a string", bool: "true or false"}[hint]
+
+
+def _path(prefix: str, name: str) -> str:
+    return f"{prefix}.{name}" if prefix else name
+
+
+def show(config: Any, prefix: str = "") -> str:
+    """The configuration as TOML, defaults included, each setting under its documentation."""
+    lines: list[str] = []
+    tables: list[str] = []
+    for item in dataclasses.fields(config):
+        value, path = getattr(config, item.name), _path(prefix, item.name)
+        if dataclasses.is_dataclass(value):
+            tables.append(f"[{path}]  # {type(value).__doc__}\n{show(value, path)}")
+        elif value and isinstance(value, dict) and dataclasses.is_dataclass(next(iter(value.values()))):
+            tables += [f"[{path}.{_key(name)}]\n{show(inner, f'{path}.{_key(name)}')}" for name, inner in value.items()]
+        elif isinstance(value, dict):
+            pairs = ", ".join(f"{_key(k)} = {_toml(v)}" for k, v in value.items())
+            lines.append(f"# {item.metadata['doc']}\n{item.name} = {{{pairs}}}\n")
+        else:
+            lines.append(f"# {item.metadata['doc']}\n{item.name} = {_toml(value)}\n")
+    return "\n".join(["".join(lines), *tables])
+
+
+def _key(name: str) -> str:
+    return name if name.replace("-", "").replace("_", "").isalnum() and name.isascii() else json.dumps(name)
+
+
+def _toml(value: Any) -> str:
+    return json.dumps(value)
+
+
+def secret(path: str) -> str:
+    """The content of a secret's file without its final line break; "" for an empty path."""
+    if not path:
+        return ""
+    full = Path(os.environ.get("CREDENTIALS_DIRECTORY", ""), path)
+    try:
+        return full.read_text(encoding="utf-8").rstrip("\r\n")
+    except OSError as error:
+        raise ConfigError(f"{full}: {error.strerror}", "The file must exist and be readable by the service's user.") from error

@@ -1,0 +1,170 @@
+"""A sensor: listens on TCP and sends frames (see ``frames.py``) to everybody who connects.
+
+With a ledger it first writes down what it is about to send. The ledger is the oracle of every zero-loss test: what was
+sent is known from the sender, never from the table under test.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import logging
+import math
+import random
+import socket
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import IO
+
+from ..frames import frame
+from ..errors import SkywaveError
+
+log = logging.getLogger(__name__)
+
+KINDS = {"temperature": (21.0, 5.0), "pressure": (1013.0, 12.0), "height": (120.0, 40.0)}
+"""Mean and spread of each kind's values (degrees Celsius, hectopascal, metres)."""
+SIGNALS = ("random", "sine", "walk", "counter")
+SEND_BUFFER_BYTES = 64 << 10
+FAST_CHUNK = 500
+TICK_S = 0.002
+
+
+def signal_values(signal: str, kind: str, rng: random.Random, counter: Iterator[int]) -> Iterator[bytes]:
+    """Endless payloads. ``counter`` counts 1, 2, 3 … over all connections, so that every value is unique."""
+    mean, spread = KINDS[kind]
+    if signal == "counter":
+        yield from (b"%d" % number for number in counter)
+    elif signal == "random":
+        while True:
+            yield b"%.2f" % rng.gauss(mean, spread)
+    elif signal == "sine":
+        for step in itertools.count():
+            yield b"%.3f" % (mean + spread * math.sin(step / 500) + rng.gauss(0, spread / 200))
+    else:
+        value = mean
+        while True:
+            value += rng.gauss(0, spread / 50) + (mean - value) / 1000
+            yield b"%.3f" % value
+
+
+class Ledger:
+    """A text file of what was sent: a line ``connection payload`` for each reading, written before it is sent."""
+
+    def __init__(self, path: str | Path) -> None:
+        self._file: IO[bytes] = Path(path).open("ab", buffering=0)
+        self._lock = threading.Lock()
+
+    def note(self, connection: int, payloads: list[bytes]) -> None:
+        """Writes the payloads down; they survive this process, not the host."""
+        head = b"%d " % connection
+        with self._lock:
+            self._file.write(b"".join([head + payload + b"\n" for payload in payloads]))
+
+    def close(self) -> None:
+        """Closes the file."""
+        self._file.close()
+
+
+def read_ledger(path: str | Path) -> dict[int, list[float]]:
+    """The values sent on each connection, in order. A last line cut short (the emulator was killed) is left out."""
+    sent: dict[int, list[float]] = {}
+    with Path(path).open("rb") as file:
+        for line in file:
+            if line.endswith(b"\n"):
+                connection, payload = line.split()
+                sent.setdefault(int(connection), []).append(float(payload))
+    return sent
+
+
+class SensorEmulator:
+    """Listens on ``port`` (0 picks a free one; read it back from ``port``). ``rate`` is readings/s on each connection,
+    0 as fast as the reader takes them; ``limit`` ends each connection after as many readings."""
+
+    def __init__(
+        self,
+        kind: str,
+        port: int = 0,
+        host: str = "127.0.0.1",
+        rate: float = 1000.0,
+        signal: str = "random",
+        seed: int | None = None,
+        ledger: str | Path | None = None,
+        limit: int | None = None,
+    ) -> None:
+        self._kind, self._rate, self._signal, self._limit = kind, rate, signal, limit
+        self._seed = random.SystemRandom().randrange(2**32) if seed is None else seed
+        self._ledger = Ledger(ledger) if ledger else None
+        self._counter = itertools.count(1)
+        self._connections = itertools.count(1)
+        self._stopping = threading.Event()
+        self._threads: list[threading.Thread] = []
+        try:
+            self._listener = socket.create_server((host, port))
+        except OSError as error:
+            raise SkywaveError(f"cannot listen on {host}:{port}: {error.strerror}", "Choose another --port.") from error
+        self._listener.settimeout(0.2)
+        self.port: int = self._listener.getsockname()[1]
+        self.sent = 0
+        self.connected = 0
+
+    def run(self) -> None:
+        """Serves until ``stop``; then every connection is closed after its last whole frame."""
+        with self._listener:
+            while not self._stopping.is_set():
+                try:
+                    sock, peer = self._listener.accept()
+                except TimeoutError:
+                    continue
+                number = next(self._connections)
+                thread = threading.Thread(target=self._serve, args=(sock, peer, number), daemon=True)
+                self._threads = [t for t in self._threads if t.is_alive()] + [thread]
+                thread.start()
+        for thread in self._threads:
+            thread.join(5)
+        if self._ledger:
+            self._ledger.close()
+
+    def stop(self) -> None:
+        """Asks ``run`` to return."""
+        self._stopping.set()
+
+    def _serve(self, sock: socket.socket, peer: tuple[str, int], number: int) -> None:
+        log.info("%s: connection %d from %s:%d", self._kind, number, *peer[:2])
+        self.connected += 1
+        payloads = signal_values(self._signal, self._kind, random.Random(self._seed + number), self._counter)
+        if self._limit is not None:
+            payloads = itertools.islice(payloads, self._limit)
+        with sock, contextlib.suppress(OSError):
+            # Small buffers: what stands in them when the reader is killed is lost with it.
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SEND_BUFFER_BYTES)
+            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            for count in self._pace():
+                chunk = list(itertools.islice(payloads, count))
+                if not chunk:
+                    break
+                if self._ledger:
+                    self._ledger.note(number, chunk)
+                sock.sendall(b"".join(map(frame, chunk)))
+                self.sent += len(chunk)
+        self.connected -= 1
+        log.info("%s: connection %d ended", self._kind, number)
+
+    def _pace(self) -> Iterator[int]:
+        """How many readings to send now, again and again, sleeping in between."""
+        if not self._rate:
+            while not self._stopping.is_set():
+                yield FAST_CHUNK
+            return
+        started = time.monotonic()
+        sent = 0
+        while not self._stopping.is_set():
+            due = int((time.monotonic() - started) * self._rate) - sent
+            if due > 0:
+                # A reader that pushes back makes the sensor late; it does not catch up by more than a second's worth.
+                late = max(0, due - max(1, int(self._rate)))
+                due -= late
+                sent += due + late
+                yield due
+            self._stopping.wait(max(TICK_S, (sent + 1) / self._rate - (time.monotonic() - started)))

@@ -1,0 +1,66 @@
+"""The error tree. Every error says what happened, what to do about it, and the exit code it ends a command with.
+
+Only the tops of loops and the command line catch these; everything between lets them pass.
+"""
+
+from __future__ import annotations
+
+EXIT_DATA = 1
+EXIT_USAGE = 2
+EXIT_SOFTWARE = 70
+EXIT_TRY_LATER = 75
+
+
+class SkywaveError(Exception):
+    """Base of all expected errors.
+
+    ``hint`` is one sentence that says what to do next; ``exit_code`` is what the command line returns.
+    """
+
+    exit_code = EXIT_SOFTWARE
+
+    def __init__(self, message: str, hint: str = "") -> None:
+        super().__init__(message)
+        self.hint = hint
+
+
+class ConfigError(SkywaveError):
+    """A configuration file, option or argument is wrong. Starting again without an edit cannot help."""
+
+    exit_code = EXIT_USAGE
+
+
+class PoisonError(SkywaveError):
+    """Bytes from the network that can never be stored as readings. ``str(error)`` is the reason that is kept."""
+
+    exit_code = EXIT_DATA
+
+
+class OutboxError(SkywaveError):
+    """The outbox cannot be used, and retrying will not help (wrong client, newer schema, damaged file)."""
+
+    exit_code = EXIT_DATA
+
+
+class OutboxUnavailable(SkywaveError):
+    """The outbox's database did not do it now: away, locked, disk full. The outcome of a commit may be unknown."""
+
+    exit_code = EXIT_TRY_LATER
+
+
+class StoreError(SkywaveError):
+    """The store cannot be used, and retrying will not help (newer schema, wrong table)."""
+
+    exit_code = EXIT_DATA
+
+
+class StoreUnavailable(SkywaveError):
+    """The store did not do it now. The outcome of an insert may be unknown: look it up before inserting again."""
+
+    exit_code = EXIT_TRY_LATER
+
+
+class BrokerUnavailable(SkywaveError):
+    """No broker could be reached or the broker refused the connection."""
+
+    exit_code = EXIT_TRY_LATER

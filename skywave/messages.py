@@ -1,0 +1,227 @@
+"""The three JSON messages that client and server exchange beside the batches, strict both ways.
+
+64-bit numbers travel as decimal strings, because JSON numbers lose digits above 2**53 in most languages.
+A message that does not parse raises ``PoisonError``; the reader counts it and goes on.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from datetime import date
+from typing import Any, NamedTuple
+
+from .errors import PoisonError
+
+VERSION = 1
+MAX_BYTES = 1 << 20
+_NUMBER = re.compile(r"0|[1-9][0-9]{0,19}")
+
+
+class Range(NamedTuple):
+    """Readings ``first`` to ``last`` (inclusive) of a stream."""
+
+    stream: int
+    first: int
+    last: int
+
+
+class Produced(NamedTuple):
+    """A stream's account as its client gives it: ``last_seq`` is the last number it ever committed to its outbox,
+    ``first_pending`` the lowest that its outbox still holds (0: none)."""
+
+    stream: int
+    last_seq: int
+    first_pending: int
+
+
+class Dropped(NamedTuple):
+    """A range that a client declares lost, and why."""
+
+    stream: int
+    first: int
+    last: int
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Ack:
+    """What a server says after a commit.
+
+    ``stored`` and ``rejected`` may be deleted from the outbox; ``recorded`` and ``dropped`` are accounts that the
+    store now holds, so that the client can forget the streams that have ended.
+    """
+
+    server: str
+    date: date
+    stored: list[Range] = field(default_factory=list)
+    rejected: list[Range] = field(default_factory=list)
+    recorded: list[Produced] = field(default_factory=list)
+    dropped: list[Range] = field(default_factory=list)
+
+    def encode(self) -> bytes:
+        """The message's bytes."""
+        body: dict[str, Any] = {"v": VERSION, "server": self.server, "date": self.date.isoformat()}
+        for name in ("stored", "rejected", "recorded", "dropped"):
+            if rows := getattr(self, name):
+                body[name] = [[str(number) for number in row] for row in rows]
+        return _dump(body)
+
+    @classmethod
+    def decode(cls, payload: bytes) -> Ack:
+        """The message in ``payload``; raises ``PoisonError``."""
+        body = _load(payload, "ack")
+        return cls(
+            _text(body, "server"),
+            _date(body),
+            *([Range(*_numbers(row, 3)) for row in _rows(body, name)] for name in ("stored", "rejected")),
+            recorded=[Produced(*_numbers(row, 3)) for row in _rows(body, "recorded")],
+            dropped=[Range(*_numbers(row, 3)) for row in _rows(body, "dropped")],
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class ServerStatus:
+    """Retained. Clients publish batches only while some server is ``accepting``. ``date`` is the server's UTC date."""
+
+    accepting: bool
+    date: date
+    version: str
+
+    def encode(self) -> bytes:
+        """The message's bytes."""
+        return _dump({"v": VERSION, "accepting": self.accepting, "date": self.date.isoformat(), "version": self.version})
+
+    @classmethod
+    def decode(cls, payload: bytes) -> ServerStatus:
+        """The message in ``payload``; raises ``PoisonError``."""
+        body = _load(payload, "server status")
+        return cls(body.get("accepting") is True, _date(body), _text(body, "version"))
+
+
+@dataclass(frozen=True, slots=True)
+class ClientStatus:
+    """Retained, with a last will that says ``online: false`` and nothing of the account.
+
+    ``backlog_readings`` and ``oldest_unacked_s`` describe the outbox; ``streams`` and ``dropped`` are the account
+    that the server keeps for the audit.
+    """
+
+    online: bool
+    version: str
+    host: str = ""
+    labels: dict[str, str] = field(default_factory=dict)
+    backlog_readings: int = 0
+    backlog_bytes: int = 0
+    oldest_unacked_s: float = 0.0
+    streams: list[Produced] = field(default_factory=list)
+    dropped: list[Dropped] = field(default_factory=list)
+
+    def encode(self) -> bytes:
+        """The message's bytes."""
+        body = {
+            "v": VERSION,
+            "online": self.online,
+            "version": self.version,
+            "host": self.host,
+            "labels": self.labels,
+            "backlog_readings": self.backlog_readings,
+            "backlog_bytes": self.backlog_bytes,
+            "oldest_unacked_s": round(self.oldest_unacked_s, 3),
+            "streams": [[str(number) for number in row] for row in self.streams],
+            "dropped": [[*(str(number) for number in row[:3]), row.reason] for row in self.dropped],
+        }
+        return _dump(body)
+
+    @classmethod
+    def decode(cls, payload: bytes) -> ClientStatus:
+        """The message in ``payload``; raises ``PoisonError``."""
+        body = _load(payload, "client status")
+        labels = body.get("labels", {})
+        if not isinstance(labels, dict) or not all(isinstance(value, str) for value in labels.values()):
+            raise PoisonError("client status: labels must be a table of strings")
+        dropped = []
+        for row in _rows(body, "dropped"):
+            if len(row) != 4 or not isinstance(row[3], str):
+                raise PoisonError("client status: a dropped range needs stream, first, last and reason")
+            dropped.append(Dropped(*_numbers(row[:3], 3), row[3]))
+        return cls(
+            online=body.get("online") is True,
+            version=_text(body, "version"),
+            host=_text(body, "host"),
+            labels=labels,
+            backlog_readings=_count(body, "backlog_readings"),
+            backlog_bytes=_count(body, "backlog_bytes"),
+            oldest_unacked_s=float(_count(body, "oldest_unacked_s")),
+            streams=[Produced(*_numbers(row, 3)) for row in _rows(body, "streams")],
+            dropped=dropped,
+        )
+
+
+def merge(ranges: Iterable[Range]) -> list[Range]:
+    """The same readings in as few ranges as possible, in order."""
+    merged: list[Range] = []
+    for item in sorted(ranges):
+        if merged and merged[-1].stream == item.stream and item.first <= merged[-1].last + 1:
+            merged[-1] = Range(item.stream, merged[-1].first, max(merged[-1].last, item.last))
+        else:
+            merged.append(item)
+    return merged
+
+
+def _dump(body: dict[str, Any]) -> bytes:
+    return json.dumps(body, separators=(",", ":")).encode()
+
+
+def _load(payload: bytes, what: str) -> dict[str, Any]:
+    if len(payload) > MAX_BYTES:
+        raise PoisonError(f"{what}: {len(payload)} bytes, at most {MAX_BYTES} are read")
+    try:
+        body = json.loads(payload)
+    except (ValueError, RecursionError) as error:
+        raise PoisonError(f"{what}: is not JSON: {error}") from error
+    if not isinstance(body, dict):
+        raise PoisonError(f"{what}: is not a JSON object")
+    if body.get("v") != VERSION:
+        raise PoisonError(f"{what}: has version {body.get('v')!r}, this one reads {VERSION}")
+    return body
+
+
+def _text(body: dict[str, Any], name: str) -> str:
+    value = body.get(name, "")
+    if not isinstance(value, str):
+        raise PoisonError(f"{name} must be a string")
+    return value
+
+
+def _count(body: dict[str, Any], name: str) -> int:
+    value = body.get(name, 0)
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < 2**63:
+        raise PoisonError(f"{name} must be a number of at least 0")
+    return int(value)
+
+
+def _date(body: dict[str, Any]) -> date:
+    value = _text(body, "date")
+    try:
+        return date.fromisoformat(value)
+    except ValueError as error:
+        raise PoisonError(f"date {value!r} is not like 2026-01-31") from error
+
+
+def _rows(body: dict[str, Any], name: str) -> list[list[Any]]:
+    rows = body.get(name, [])
+    if not isinstance(rows, list) or not all(isinstance(row, list) for row in rows):
+        raise PoisonError(f"{name} must be a list of lists")
+    return rows
+
+
+def _numbers(row: list[Any], length: int) -> list[int]:
+    if len(row) != length or not all(isinstance(item, str) and _NUMBER.fullmatch(item) for item in row):
+        raise PoisonError(f"{row!r:.100} must be {length} unsigned decimal numbers as strings")
+    numbers = [int(item) for item in row]
+    if max(numbers) >= 2**64:
+        raise PoisonError(f"{row!r:.100} exceeds 64 bits")
+    return numbers

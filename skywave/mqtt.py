@@ -1,0 +1,252 @@
+"""A connection to the broker that keeps coming back.
+
+``Link`` owns one thread. Every attempt makes a new paho client, so nothing that the library queued for an earlier
+connection is ever sent on a later one: what has to be sent again is decided by the uplink alone.
+The broker's word (a PUBACK) is never taken for delivery; it only tells that a message left this host.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import random
+import socket
+import ssl
+import threading
+import time
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import paho.mqtt.client as paho
+from paho.mqtt.packettypes import PacketTypes
+from paho.mqtt.properties import Properties
+from paho.mqtt.subscribeoptions import SubscribeOptions
+
+from . import config
+
+log = logging.getLogger(__name__)
+
+NO_SUBSCRIBERS = 0x10
+PACKET_TOO_LARGE = 0x95
+RECONNECT_MAX_S = 5.0
+STEADY_S = 5.0
+"""A connection that held as long was good: the next attempt comes at once. Shorter ones back off like failures."""
+RECEIVE_MAXIMUM = 1000
+"""Without it Mosquitto keeps only 20 messages in flight to a subscriber."""
+
+
+@dataclass(frozen=True, slots=True)
+class Message:
+    """A received message. ``properties`` are its user properties (the last of equal names wins)."""
+
+    topic: str
+    payload: bytes
+    content_type: str = ""
+    properties: dict[str, str] | None = None
+    dup: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Will:
+    """What the broker publishes, retained, when this connection breaks."""
+
+    topic: str
+    payload: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Disconnected:
+    """Why a connection ended: ``code`` is the MQTT reason code, if the broker gave one."""
+
+    code: int
+    reason: str
+
+
+class Link:
+    """Stays connected to the broker until ``stop``.
+
+    ``on_up`` runs after each successful connect and subscribe, ``on_down`` after each connection that was up,
+    ``on_message`` for each message: all in the link's thread, so they must hand over and return.
+    While ``on_message`` waits, the socket is not read: that is the way to press back on the broker.
+    """
+
+    def __init__(
+        self,
+        settings: config.Mqtt,
+        client_id: str,
+        subscriptions: Iterable[str],
+        on_up: Callable[[], None],
+        on_down: Callable[[Disconnected], None],
+        on_message: Callable[[Message], None],
+        on_published: Callable[[int], None] | None = None,
+        will: Will | None = None,
+    ) -> None:
+        self._settings = settings
+        self._client_id = client_id
+        self._subscriptions = list(subscriptions)
+        self._on_up, self._on_down, self._on_message = on_up, on_down, on_message
+        self._on_published = on_published
+        self._will = will
+        self._client: paho.Client | None = None
+        self._stopping = threading.Event()
+        self.connected = False
+        self.connected_at = 0.0
+        self.last_error = ""
+        self._thread = threading.Thread(target=self._run, name=f"mqtt {client_id}", daemon=True)
+
+    def start(self) -> None:
+        """Starts connecting in the background."""
+        self._thread.start()
+
+    def stop(self) -> None:
+        """Disconnects cleanly (the last will stays unsaid) and waits for the thread."""
+        self._stopping.set()
+        if client := self._client:
+            client.disconnect()
+        if self._thread.is_alive():
+            self._thread.join(5)
+
+    def publish(
+        self,
+        topic: str,
+        payload: bytes,
+        *,
+        qos: int = 1,
+        retain: bool = False,
+        content_type: str = "",
+        properties: Iterable[tuple[str, str]] = (),
+    ) -> bool:
+        """Hands a message to the network; False if the link is down (then nothing is kept of it)."""
+        client = self._client
+        if client is None or not self.connected:
+            return False
+        props = None
+        if content_type or properties:
+            props = Properties(PacketTypes.PUBLISH)
+            if content_type:
+                props.ContentType = content_type
+            for pair in properties:
+                props.UserProperty = pair
+        return client.publish(topic, payload, qos, retain, props).rc == paho.MQTT_ERR_SUCCESS
+
+    def subscribe(self, topics: Iterable[str]) -> None:
+        """Subscribes more topics on the present connection."""
+        wanted = [(topic, SubscribeOptions(qos=1)) for topic in topics]
+        if wanted and (client := self._client):
+            client.subscribe(wanted)
+
+    def unsubscribe(self, topics: Iterable[str]) -> None:
+        """Ends subscriptions on the present connection."""
+        if client := self._client:
+            client.unsubscribe(list(topics))
+
+    def _run(self) -> None:
+        pause = 0.1
+        while not self._stopping.is_set():
+            self.connected_at = 0.0
+            try:
+                self._client = client = self._new_client()
+                client.connect(
+                    self._settings.host, self._settings.port, self._settings.keepalive,
+                    clean_start=True, properties=self._connect_properties(),
+                )  # fmt: skip
+                client.loop_forever(retry_first_connection=False)
+            except (OSError, ssl.SSLError, ValueError) as error:
+                self._note(f"{self._settings.host}:{self._settings.port}: {error}")
+                if self.connected:
+                    self._went_down(Disconnected(0, str(error)))
+            finally:
+                self._client = None
+            steady = self.connected_at and time.monotonic() - self.connected_at > STEADY_S
+            pause = 0.1 if steady else min(pause * 2, RECONNECT_MAX_S)
+            self._stopping.wait(pause * random.uniform(0.5, 1.0))
+
+    def _note(self, error: str) -> None:
+        if error != self.last_error:
+            log.warning("broker: %s", error)
+        self.last_error = error
+
+    def _new_client(self) -> paho.Client:
+        client = paho.Client(
+            paho.CallbackAPIVersion.VERSION2, self._client_id, protocol=paho.MQTTv5, reconnect_on_failure=False
+        )
+        client.max_inflight_messages_set(65535)  # our own window bounds it; paho would queue the rest out of sight
+        if self._settings.username:
+            client.username_pw_set(self._settings.username, config.secret(self._settings.password_file) or None)
+        if self._settings.ca_file:
+            client.tls_set_context(tls_context(self._settings.ca_file, self._settings.cert_file, self._settings.key_file))
+        if self._will:
+            client.will_set(self._will.topic, self._will.payload, 1, retain=True)
+        client.on_connect = self._connected
+        client.on_disconnect = self._disconnected
+        client.on_message = self._received
+        client.on_publish = self._published if self._on_published else None
+        client.on_socket_open = _tune_socket
+        return client
+
+    def _connect_properties(self) -> Properties:
+        properties = Properties(PacketTypes.CONNECT)
+        properties.ReceiveMaximum = RECEIVE_MAXIMUM
+        return properties
+
+    def _connected(self, client: paho.Client, _data: Any, _flags: Any, reason: Any, _properties: Any) -> None:
+        if reason.is_failure:
+            self._note(f"refused the connection: {reason}")
+            client.disconnect()
+            return
+        log.info("broker: connected to %s:%s", self._settings.host, self._settings.port)
+        self.last_error = ""
+        self.connected = True
+        self.connected_at = time.monotonic()
+        self.subscribe(self._subscriptions)
+        self._on_up()
+
+    def _disconnected(self, _client: paho.Client, _data: Any, _flags: Any, reason: Any, _properties: Any) -> None:
+        if self.connected:
+            self._went_down(Disconnected(reason.value, str(reason)))
+
+    def _went_down(self, why: Disconnected) -> None:
+        self.connected = False
+        if not self._stopping.is_set():
+            self._note(f"connection lost: {why.reason}")
+        self._on_down(why)
+
+    def _received(self, _client: paho.Client, _data: Any, message: paho.MQTTMessage) -> None:
+        content_type, user = "", None
+        if properties := message.properties:
+            content_type = getattr(properties, "ContentType", "")
+            user = dict(getattr(properties, "UserProperty", ()))
+        try:
+            topic = message.topic
+        except UnicodeDecodeError:
+            topic = ""
+        try:
+            self._on_message(Message(topic, message.payload, content_type, user, message.dup))
+        except Exception:  # a raise here would end paho's thread, and with it the service
+            log.exception("message on %r was not handled", topic)
+
+    def _published(self, _client: paho.Client, _data: Any, _mid: int, reason: Any, _properties: Any) -> None:
+        if self._on_published:
+            self._on_published(reason.value)
+
+
+def tls_context(ca_file: str, cert_file: str, key_file: str) -> ssl.SSLContext:
+    """A client's TLS 1.2+ context that verifies the peer against ``ca_file`` alone."""
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    context.minimum_version = ssl.TLSVersion.TLSv1_2
+    context.load_verify_locations(ca_file)
+    if cert_file:
+        context.load_cert_chain(cert_file, key_file or None)
+    return context
+
+
+def _tune_socket(_client: paho.Client, _data: Any, sock: Any) -> None:
+    """Notices a peer that vanished without a word within half a minute, also while data waits for its TCP ack."""
+    with contextlib.suppress(OSError, AttributeError):
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, 10)
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, 5)
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPCNT, 3)
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, 30_000)
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)

@@ -1,0 +1,1 @@
+"""The centre: batches from the broker into ClickHouse, acknowledgements back. Never imports ``skywave.client``."""

@@ -1,0 +1,447 @@
+"""From the inbox into the store: decode, look up, one INSERT, and only then the acknowledgements.
+
+One thread works on one group of messages at a time, from the first look at a message to its acknowledgement, so what
+this server holds is in exactly one place. What makes a batch be stored once:
+
+1. A batch whose name is twice in the group, or was committed lately, is not inserted again.
+2. The store is asked for each batch that may have been sent before (``attempt`` or DUP), that was held too long (a frozen
+   server thaws), or that was in an INSERT of unknown outcome.
+3. Under that the table is a ReplacingMergeTree keyed by the identity, for two servers that insert at the same time.
+
+Acknowledged is what was committed, found committed, or put durably among the rejected.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import random
+import threading
+import time
+from collections import OrderedDict, defaultdict
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+from datetime import date, timedelta
+from typing import Any, TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .. import config, topics
+from ..batch import CONTENT_TYPE, MAX_READINGS, MAX_SEQ, Name, decode
+from ..errors import PoisonError, StoreError, StoreUnavailable
+from ..messages import Ack, ClientStatus, Dropped, Produced, Range, merge
+from ..mqtt import Message
+from . import foreign
+from .store import Block, Probe, Rejected, Store
+from .subscriber import Inbox, Received, Subscriber, boottime, utc_today
+
+log = logging.getLogger(__name__)
+T = TypeVar("T")
+
+HELD_TOO_LONG_S = 30.0
+REMEMBERED_BATCHES = 200_000
+MAX_MESSAGE_BYTES = 8 << 20
+RETRY_MAX_S = 5.0
+
+
+class Stopped(Exception):
+    """The server was told to stop while it waited for the store. Nothing was acknowledged."""
+
+
+@dataclass(frozen=True, slots=True)
+class Admitted:
+    """Readings that may be stored: ``seq`` counts from ``name.first_seq`` unless ``seqs`` says otherwise.
+
+    ``must_look_up`` asks the store first; ``look_up`` False means that identity alone keeps them single (JSON with id).
+    """
+
+    name: Name
+    day: date
+    since: date | None
+    keys: list[str]
+    codes: NDArray[Any]
+    created_at: NDArray[np.int64]
+    values: NDArray[np.float64]
+    seqs: NDArray[np.uint64] | None
+    must_look_up: bool
+    look_up: bool
+    at: float
+    received_at: int
+    acked: list[Range]
+
+    def probe(self) -> Probe:
+        """What to ask the store about it."""
+        return Probe(*self.name, self.keys[int(self.codes[0])], int(self.created_at[0]), self.since)
+
+
+@dataclass(slots=True)
+class _Reply:
+    """The acknowledgement of one client in the making."""
+
+    stored: list[Range] = field(default_factory=list)
+    rejected: list[Range] = field(default_factory=list)
+    recorded: list[Produced] = field(default_factory=list)
+    dropped: list[Range] = field(default_factory=list)
+
+
+@dataclass(slots=True)
+class _Group:
+    """What one group of messages came to."""
+
+    admitted: list[Admitted] = field(default_factory=list)
+    poison: list[tuple[Rejected, Range | None]] = field(default_factory=list)
+    statuses: dict[int, ClientStatus] = field(default_factory=dict)
+    replies: defaultdict[int, _Reply] = field(default_factory=lambda: defaultdict(_Reply))
+
+
+class Ingest:
+    """The server's one working loop. ``store`` is its own connection."""
+
+    def __init__(self, settings: config.Server, inbox: Inbox, subscriber: Subscriber, store: Store) -> None:
+        self._settings = settings.ingest
+        self._name = settings.server_name
+        self._inbox, self._subscriber, self._store = inbox, subscriber, store
+        self._stopping = threading.Event()
+        self._committed: OrderedDict[Name, None] = OrderedDict()
+        self._recorded: dict[int, tuple[Any, ...]] = {}
+        self._quota: dict[tuple[int, date], int] = {}
+        # Readings without an id are numbered by the server, in a stream of its own.
+        self._own_stream = random.SystemRandom().randrange(1, 2**63)
+        self._own_seq = 1
+        self.progress_at = time.monotonic()
+        self.store_error = ""
+        self.readings = self.batches = self.inserts = self.duplicates = self.look_ups = 0
+        self.foreign_readings = self.rejected = self.over_quota = 0
+        self.insert_s = 0.0
+        self.clients: dict[int, ClientStatus] = {}
+
+    def stop(self) -> None:
+        """Asks the loop to finish its group and return; a group that waits for the store is given up."""
+        self._stopping.set()
+
+    def run(self) -> None:
+        """Works until ``stop``."""
+        try:
+            self._until_done(self._store.migrate)
+            self._subscriber.start()
+            while not self._stopping.is_set():
+                self.progress_at = time.monotonic()
+                self._subscriber.tick()
+                if not self._subscriber.accepting and not self.store_error and not len(self._inbox):
+                    self._subscriber.set_accepting(True)
+                if self._inbox.wait(0.5):
+                    self._work(self._gather())
+        except Stopped:
+            log.warning("stops while the store is away; %d messages were not acknowledged", len(self._inbox))
+
+    # -- from messages to a group ------------------------------------------------------------------------------------
+
+    def _gather(self) -> _Group:
+        """Takes messages until there are enough rows or the first has waited ``linger``, decoding as they come."""
+        group = _Group()
+        rows, until = 0, time.monotonic() + self._settings.linger
+        while rows < self._settings.max_rows:
+            received = self._inbox.take()
+            if received is None:
+                if not self._inbox.wait(until - time.monotonic()):
+                    break
+                continue
+            rows += self._admit(received, group)
+            if time.monotonic() >= until:
+                break
+        return group
+
+    def _admit(self, received: Received, group: _Group) -> int:
+        """Sorts one message into the group; the number of readings it adds."""
+        message = received.message
+        who = topics.parse_client(message.topic)
+        client_id, kind = who or (0, "")
+        try:
+            if kind == "status":
+                group.statuses[client_id] = ClientStatus.decode(message.payload)
+                return 0
+            if who is None:
+                raise PoisonError("came on a topic that is no client's")
+            if len(message.payload) > MAX_MESSAGE_BYTES:
+                raise PoisonError(f"has {len(message.payload)} bytes, at most {MAX_MESSAGE_BYTES} are taken")
+            if message.content_type == CONTENT_TYPE or (message.properties or {}).get("stream"):
+                admitted = [self._batch(client_id, received)]
+            else:
+                admitted = self._foreign(client_id, received, group)
+        except PoisonError as error:
+            if kind == "status":
+                log.warning("client %d: %s", client_id, error)
+            else:
+                self._poison(client_id, message, str(error), message.payload, group)
+            return 0
+        group.admitted += admitted
+        return sum(len(item.values) for item in admitted)
+
+    def _batch(self, client_id: int, received: Received) -> Admitted:
+        properties = received.message.properties or {}
+        name, count = _name_and_count(client_id, properties)
+        if received.message.content_type != CONTENT_TYPE:
+            raise PoisonError(f"has content type {received.message.content_type!r}")
+        today = utc_today()
+        day = _property_date(properties, "day")
+        if day is None or not today - timedelta(self._settings.horizon_days) <= day <= today + timedelta(1):
+            raise PoisonError(f"has day {day}, taken are {self._settings.horizon_days} days back to tomorrow")
+        since = _property_date(properties, "since")
+        if since is not None and since > min(day, today):
+            since = None  # a clock was wrong: search everything
+        readings = decode(received.message.payload, name, count)
+        return Admitted(
+            name, day, since, readings.keys, readings.codes.to_numpy(), readings.created_at.to_numpy(),
+            readings.values.to_numpy(), None, must_look_up=properties.get("attempt", "0") != "0" or received.message.dup,
+            look_up=True, at=received.at, received_at=time.time_ns() // 1000,
+            acked=[Range(name.stream, name.first_seq, name.first_seq + count - 1)],
+        )  # fmt: skip
+
+    def _foreign(self, client_id: int, received: Received, group: _Group) -> list[Admitted]:
+        good, bad = foreign.parse(received.message.payload)
+        for element in bad:
+            self._poison(client_id, received.message, element.reason, element.text.encode(), group)
+        admitted = []
+        with_id = [reading for reading in good if reading.id]
+        without = [reading for reading in good if not reading.id]
+        if with_id:
+            ids = np.array([reading.id for reading in with_id], np.uint64)
+            admitted.append(self._foreign_block(Name(client_id, 0, with_id[0].id), with_id, ids, received))
+        if without:
+            admitted.append(
+                self._foreign_block(Name(client_id, self._own_stream, self._own_seq), without, None, received)
+            )
+            self._own_seq += len(without)
+        self.foreign_readings += len(good)
+        return admitted
+
+    def _foreign_block(
+        self, name: Name, readings: Sequence[foreign.ForeignReading], ids: NDArray[np.uint64] | None, received: Received
+    ) -> Admitted:
+        codes: dict[str, int] = {}
+        column = [codes.setdefault(reading.data_key, len(codes)) for reading in readings]
+        acked = [Range(0, reading.id, reading.id) for reading in readings if reading.id]
+        return Admitted(
+            name, utc_today(), utc_today() - timedelta(1), list(codes), np.array(column, np.int32),
+            np.array([reading.created_at for reading in readings], np.int64),
+            np.array([reading.data_value for reading in readings], np.float64),
+            ids, must_look_up=False, look_up=ids is None, at=received.at, received_at=time.time_ns() // 1000, acked=acked,
+        )  # fmt: skip
+
+    def _poison(self, client_id: int, message: Message, reason: str, payload: bytes, group: _Group) -> None:
+        properties = message.properties or {}
+        try:
+            name, count = _name_and_count(client_id, properties)
+            acked = Range(name.stream, name.first_seq, name.first_seq + count - 1)
+        except PoisonError:
+            name, count, acked = Name(client_id, 0, 0), 0, None
+        notes = json.dumps({"content_type": message.content_type, **properties})
+        digest = hashlib.sha256(payload).hexdigest()
+        row = Rejected(
+            *name, count, digest, message.topic, reason, notes, payload, time.time_ns() // 1000, utc_today()
+        )  # fmt: skip
+        group.poison.append((row, acked))
+
+    # -- from a group to acknowledgements ----------------------------------------------------------------------------
+
+    def _work(self, group: _Group) -> None:
+        self._reject(group)
+        by_day: defaultdict[date, list[Admitted]] = defaultdict(list)
+        for item in self._once(group.admitted):
+            by_day[item.day].append(item)
+        for day in sorted(by_day):
+            for part in _parts(by_day[day], self._settings.max_rows):
+                self._commit(day, part)
+        for item in group.admitted:
+            group.replies[item.name.client_id].stored += item.acked
+        self._record(group)
+        today = utc_today()
+        for client_id, reply in group.replies.items():
+            self._subscriber.acknowledge(
+                client_id,
+                Ack(self._name, today, merge(reply.stored), merge(reply.rejected), reply.recorded, reply.dropped),
+            )
+
+    def _once(self, admitted: Iterable[Admitted]) -> list[Admitted]:
+        """Without the batches that are twice in this group or were committed lately."""
+        seen: set[Name] = set()
+        fresh = []
+        for item in admitted:
+            if item.look_up:
+                if item.name in seen or item.name in self._committed:
+                    self.duplicates += 1
+                    continue
+                seen.add(item.name)
+            fresh.append(item)
+        return fresh
+
+    def _commit(self, day: date, items: list[Admitted]) -> None:
+        """Returns when every item is stored, by this INSERT or an earlier one."""
+        now = boottime()
+        doubtful = {i.name for i in items if i.look_up and (i.must_look_up or now - i.at > HELD_TOO_LONG_S)}
+
+        def attempt() -> None:
+            nonlocal items, doubtful
+            if doubtful:
+                self.look_ups += len(doubtful)
+                found = self._store.existing([item.probe() for item in items if item.name in doubtful])
+                self.duplicates += len(found)
+                items = [item for item in items if item.name not in found]
+            if items:
+                doubtful = {item.name for item in items if item.look_up}  # should this insert's outcome be unknown
+                started = time.monotonic()
+                self._store.insert_readings(_block(day, items))
+                self.insert_s += time.monotonic() - started
+                self.inserts += 1
+
+        everything = [item.name for item in items if item.look_up]
+        self._until_done(attempt)
+        self.batches += len(items)
+        self.readings += sum(len(item.values) for item in items)
+        for name in everything:
+            self._committed[name] = None
+        while len(self._committed) > REMEMBERED_BATCHES:
+            self._committed.popitem(last=False)
+
+    def _reject(self, group: _Group) -> None:
+        """Puts poison among the rejected, within each client's daily quota; beyond it stays unacknowledged."""
+        rows: list[Rejected] = []
+        for row, acked in group.poison:
+            key = (row.client_id, row.day)
+            if key not in self._quota:
+                self._quota[key] = self._until_done(lambda row=row: self._store.rejected_bytes(row.client_id, row.day))  # type: ignore[misc]
+            if self._quota[key] + len(row.payload) > self._settings.reject_quota:
+                if not self.over_quota:
+                    log.error("client %d: today's quota for rejected messages is used up; nothing more is kept nor"
+                              " acknowledged: %s", row.client_id, row.reason)  # fmt: skip
+                self.over_quota += 1
+                continue
+            self._quota[key] += len(row.payload)
+            log.warning("client %d: rejected %d bytes on %s: %s", row.client_id, len(row.payload), row.topic, row.reason)
+            rows.append(row)
+            if acked:
+                group.replies[row.client_id].rejected.append(acked)
+        if rows:
+            self._until_done(lambda: self._store.reject(rows))
+            self.rejected += len(rows)
+
+    def _record(self, group: _Group) -> None:
+        """Keeps the clients' accounts, and tells them which are kept."""
+        streams: list[tuple[int, Produced]] = []
+        dropped: list[tuple[int, Dropped]] = []
+        for client_id, status in group.statuses.items():
+            if not status.streams and client_id in self.clients:  # a last will knows nothing but that it is offline
+                self.clients[client_id] = _offline(self.clients[client_id])
+            else:
+                self.clients[client_id] = status
+            account = (*status.streams, *status.dropped)
+            if account and self._recorded.get(client_id) != account:
+                streams += [(client_id, produced) for produced in status.streams]
+                dropped += [(client_id, item) for item in status.dropped]
+        now = time.time_ns() // 1000
+        if streams:
+            self._until_done(lambda: self._store.record_streams(streams, now))
+        if dropped:
+            self._until_done(lambda: self._store.record_dropped(dropped, now))
+        for client_id, status in group.statuses.items():
+            self._recorded[client_id] = (*status.streams, *status.dropped)
+            # Only what can be forgotten is worth an answer: ended streams and declared losses.
+            if len(status.streams) > 1 or status.dropped:
+                group.replies[client_id].recorded += status.streams
+                group.replies[client_id].dropped += [Range(*item[:3]) for item in status.dropped]
+
+    def _until_done(self, work: Callable[[], T]) -> T:
+        """Does it, again and again while the store is away; raises ``Stopped`` when the server is told to stop."""
+        pause = 0.1
+        since = time.monotonic()
+        while True:
+            self.progress_at = time.monotonic()
+            try:
+                result = work()
+            except (StoreUnavailable, StoreError) as error:
+                if not self.store_error:
+                    log.error("store: %s; nothing is acknowledged until it is back", error)
+                self.store_error = str(error)
+                if self._stopping.is_set():
+                    raise Stopped from error
+                if time.monotonic() - since > self._settings.pause_after:
+                    self._subscriber.set_accepting(False)
+                self._stopping.wait(pause * random.uniform(0.5, 1.0))
+                pause = min(pause * 2, RETRY_MAX_S)
+                continue
+            if self.store_error:
+                log.info("store: is back after %.1f s", time.monotonic() - since)
+            self.store_error = ""
+            return result
+
+
+def _name_and_count(client_id: int, properties: dict[str, str]) -> tuple[Name, int]:
+    stream, first, count = (_property_number(properties, name) for name in ("stream", "first_seq", "count"))
+    if not 1 <= stream < 2**64 or first < 1 or not 1 <= count <= MAX_READINGS or first + count - 1 > MAX_SEQ:
+        raise PoisonError(f"has stream {stream}, first_seq {first} and count {count}, which is out of range")
+    return Name(client_id, stream, first), count
+
+
+def _property_number(properties: dict[str, str], name: str) -> int:
+    value = properties.get(name, "")
+    if not (value.isascii() and value.isdigit() and len(value) <= 20):
+        raise PoisonError(f"has property {name} {value!r:.50}, a number is needed")
+    return int(value)
+
+
+def _property_date(properties: dict[str, str], name: str) -> date | None:
+    value = properties.get(name, "")
+    try:
+        return date.fromisoformat(value) if value else None
+    except ValueError as error:
+        raise PoisonError(f"has property {name} {value!r:.50}, a date is needed") from error
+
+
+def _offline(status: ClientStatus) -> ClientStatus:
+    return ClientStatus(
+        False, status.version, status.host, status.labels, status.backlog_readings, status.backlog_bytes,
+        status.oldest_unacked_s, status.streams, status.dropped,
+    )  # fmt: skip
+
+
+def _parts(items: list[Admitted], max_rows: int) -> list[list[Admitted]]:
+    """The items in groups of at most ``max_rows`` readings (or one item)."""
+    parts: list[list[Admitted]] = []
+    rows = 0
+    for item in items:
+        rows += len(item.values)
+        if not parts or rows > max_rows:
+            parts.append([])
+            rows = len(item.values)
+        parts[-1].append(item)
+    return parts
+
+
+def _block(day: date, items: list[Admitted]) -> Block:
+    """One block of all items' readings."""
+    counts = np.array([len(item.values) for item in items])
+    starts = np.cumsum(counts) - counts
+    keys: dict[str, int] = {}
+    codes = []
+    for item in items:
+        own = np.array([keys.setdefault(key, len(keys)) for key in item.keys], np.int32)
+        codes.append(own[item.codes])
+    # A run of seq is its position plus an offset; uint64 arithmetic wraps around and back.
+    offset = np.array([item.name.first_seq for item in items], np.uint64) - starts.astype(np.uint64)
+    seq = np.repeat(offset, counts) + np.arange(counts.sum(), dtype=np.uint64)
+    for item, start in zip(items, starts, strict=True):
+        if item.seqs is not None:
+            seq[start : start + len(item.seqs)] = item.seqs
+    return Block(
+        client_id=np.repeat(np.array([item.name.client_id for item in items], np.uint32), counts),
+        stream=np.repeat(np.array([item.name.stream for item in items], np.uint64), counts),
+        seq=seq,
+        created_at=np.concatenate([item.created_at for item in items]),
+        keys=[key.encode() for key in keys],
+        codes=np.concatenate(codes),
+        data_value=np.concatenate([item.values for item in items]),
+        received_at=np.repeat(np.array([item.received_at for item in items], np.int64), counts),
+        day=day,
+    )

@@ -1,0 +1,48 @@
+"""The tables, portable from ClickHouse 18.16 to current releases.
+
+``day`` is the server's UTC date at a batch's first publish and never changes, so all copies of a reading meet in one
+partition and ReplacingMergeTree with FINAL is exact. ``dt`` is for people and dashboards.
+"""
+
+from __future__ import annotations
+
+VERSION = 1
+
+READING_COLUMNS = ("client_id", "stream", "seq", "created_at", "data_key", "data_value", "received_at", "day")
+
+_CODECS = {"created_at": "DoubleDelta, LZ4", "seq": "DoubleDelta, LZ4", "received_at": "DoubleDelta, LZ4"}
+
+
+def tables(database: str, modern: bool) -> list[str]:
+    """The statements that create everything that is missing; ``modern`` engines know codecs and can sync files."""
+
+    def codec(column: str) -> str:
+        return f" CODEC({_CODECS[column]})" if modern else ""
+
+    settings = " SETTINGS fsync_after_insert = 1, fsync_part_directory = 1" if modern else ""
+    dt = "fromUnixTimestamp64Micro(created_at, 'UTC')" if modern else "toDateTime(intDiv(created_at, 1000000), 'UTC')"
+    return [
+        f"CREATE DATABASE IF NOT EXISTS {database}",
+        f"CREATE TABLE IF NOT EXISTS {database}.meta (name String, value String, at UInt64)"
+        " ENGINE = ReplacingMergeTree(at) ORDER BY name",
+        f"CREATE TABLE IF NOT EXISTS {database}.telemetry (client_id UInt32, stream UInt64, seq UInt64{codec('seq')},"
+        f" created_at Int64{codec('created_at')}, data_key String, data_value Float64,"
+        f" received_at Int64{codec('received_at')}, day Date, dt ALIAS {dt})"
+        " ENGINE = ReplacingMergeTree PARTITION BY day"
+        f" ORDER BY (client_id, data_key, created_at, stream, seq){settings}",
+        f"CREATE TABLE IF NOT EXISTS {database}.rejected (client_id UInt32, stream UInt64, first_seq UInt64,"
+        " count UInt64, sha256 String, topic String, reason String, properties String, payload String,"
+        " received_at Int64, day Date)"
+        f" ENGINE = ReplacingMergeTree PARTITION BY day ORDER BY (client_id, stream, first_seq, sha256){settings}",
+        # What each client says it produced; the version is last_seq, which only grows. Never dropped.
+        f"CREATE TABLE IF NOT EXISTS {database}.streams (client_id UInt32, stream UInt64, last_seq UInt64,"
+        " first_pending UInt64, reported_at Int64)"
+        f" ENGINE = ReplacingMergeTree(last_seq) ORDER BY (client_id, stream){settings}",
+        f"CREATE TABLE IF NOT EXISTS {database}.dropped (client_id UInt32, stream UInt64, first_seq UInt64,"
+        " last_seq UInt64, reason String, reported_at Int64)"
+        f" ENGINE = ReplacingMergeTree ORDER BY (client_id, stream, first_seq, last_seq){settings}",
+        # Ranges whose day was archived and then dropped here: for look-ups and the audit they count as stored.
+        f"CREATE TABLE IF NOT EXISTS {database}.expired (client_id UInt32, stream UInt64, first_seq UInt64,"
+        " last_seq UInt64, day Date)"
+        f" ENGINE = ReplacingMergeTree ORDER BY (client_id, stream, first_seq, last_seq, day){settings}",
+    ]

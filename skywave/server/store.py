@@ -1,0 +1,264 @@
+"""The final database as the server, the audit and the archive see it: tables, one-block inserts, look-ups.
+
+All SQL stands here; ``clickhouse.py`` and ``embedded.py`` only run it. Both raise ``StoreUnavailable`` when a statement
+was not done or its outcome is unknown, ``StoreError`` when trying again cannot help.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import re
+import time
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from datetime import date
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .. import config
+from ..errors import ConfigError, StoreError, StoreUnavailable
+from ..messages import Dropped, Produced
+from . import schema
+
+LOOK_UP_AT_ONCE = 1000
+
+_TYPES: dict[str, Any] = {
+    "client_id": np.uint32, "stream": np.uint64, "seq": np.uint64, "first_seq": np.uint64, "last_seq": np.uint64,
+    "first_pending": np.uint64, "count": np.uint64, "at": np.uint64, "created_at": np.int64, "received_at": np.int64,
+    "reported_at": np.int64, "data_value": np.float64, "day": "datetime64[D]",
+}  # fmt: skip
+"""numpy type of each column; all others are strings, held as objects of type bytes."""
+
+
+class Probe(NamedTuple):
+    """What a look-up needs to know of a batch: its name and its first reading. As an INSERT is one atomic part, the
+    first reading stands for all. ``since`` bounds the days to search, None searches all."""
+
+    client_id: int
+    stream: int
+    first_seq: int
+    data_key: str
+    created_at: int
+    since: date | None
+
+
+@dataclass(frozen=True, slots=True)
+class Block:
+    """Readings of one day for one INSERT: equally long numpy columns; ``codes`` index ``keys``."""
+
+    client_id: NDArray[np.uint32]
+    stream: NDArray[np.uint64]
+    seq: NDArray[np.uint64]
+    created_at: NDArray[np.int64]
+    keys: list[bytes]
+    codes: NDArray[np.integer[Any]]
+    data_value: NDArray[np.float64]
+    received_at: NDArray[np.int64]
+    day: date
+
+    def __len__(self) -> int:
+        return len(self.seq)
+
+
+@dataclass(frozen=True, slots=True)
+class Rejected:
+    """One message that could not be stored as readings, kept with its bytes. Unnamed ones have stream 0."""
+
+    client_id: int
+    stream: int
+    first_seq: int
+    count: int
+    sha256: str
+    topic: str
+    reason: str
+    properties: str
+    payload: bytes
+    received_at: int
+    day: date
+
+
+class Store(ABC):
+    """One connection to the store, for one thread."""
+
+    def __init__(self, settings: config.Store) -> None:
+        if not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", settings.database):
+            raise ConfigError(f"store.database {settings.database!r} must be a plain name", "Use letters, digits and _.")
+        self.settings = settings
+        self.database = settings.database
+
+    # -- what each engine does in its own way ------------------------------------------------------------------------
+
+    modern: bool
+    """True for engines that know codecs and fsync settings (any release of the last years)."""
+
+    @abstractmethod
+    def query(self, sql: str) -> list[tuple[Any, ...]]:
+        """Runs a statement; the rows of a SELECT, strings as bytes."""
+
+    @abstractmethod
+    def insert(self, table: str, columns: dict[str, Any], keys: Sequence[bytes] | None = None) -> None:
+        """One INSERT of one block. ``columns`` are numpy arrays; with ``keys``, ``data_key`` holds codes into them."""
+
+    @abstractmethod
+    def close(self) -> None:
+        """Ends the connection."""
+
+    # -- writing -----------------------------------------------------------------------------------------------------
+
+    def migrate(self) -> None:
+        """Creates what is missing; raises ``StoreError`` if a newer Skywave made the tables."""
+        for statement in schema.tables(self.database, self.modern):
+            self.query(statement)
+        found = self.query(f"SELECT value FROM {self.database}.meta FINAL WHERE name = 'schema'")
+        if found and int(found[0][0]) > schema.VERSION:
+            raise StoreError(
+                f"the store has schema {int(found[0][0])}, this version knows {schema.VERSION}", "Upgrade this server."
+            )
+        if not found:
+            row = ("schema", str(schema.VERSION), int(time.time()))
+            self._insert_rows("meta", ("name", "value", "at"), [row])
+
+    def insert_readings(self, block: Block) -> None:
+        """Commits a block as one part. Durable as far as the store makes it; see ``sync``."""
+        day = np.full(len(block), np.datetime64(block.day))
+        columns = {
+            "client_id": block.client_id, "stream": block.stream, "seq": block.seq, "created_at": block.created_at,
+            "data_key": block.codes, "data_value": block.data_value, "received_at": block.received_at, "day": day,
+        }  # fmt: skip
+        self.insert(f"{self.database}.telemetry", columns, block.keys)
+        self.sync()
+
+    def reject(self, rows: Sequence[Rejected]) -> None:
+        """Commits poison; the same message again changes nothing."""
+        names = tuple(Rejected.__dataclass_fields__)
+        by_day: dict[date, list[tuple[Any, ...]]] = {}
+        for row in rows:
+            by_day.setdefault(row.day, []).append(tuple(getattr(row, name) for name in names))
+        for part in by_day.values():
+            self._insert_rows("rejected", names, part)
+        self.sync()
+
+    def record_streams(self, rows: Iterable[tuple[int, Produced]], reported_at: int) -> None:
+        """Keeps what clients say they produced."""
+        names = ("client_id", "stream", "last_seq", "first_pending", "reported_at")
+        self._insert_rows("streams", names, [(client_id, *produced, reported_at) for client_id, produced in rows])
+        self.sync()
+
+    def record_dropped(self, rows: Iterable[tuple[int, Dropped]], reported_at: int) -> None:
+        """Keeps what clients declare lost."""
+        names = ("client_id", "stream", "first_seq", "last_seq", "reason", "reported_at")
+        self._insert_rows("dropped", names, [(client_id, *dropped, reported_at) for client_id, dropped in rows])
+        self.sync()
+
+    def sync(self) -> None:
+        """With ``sync = "filesystem"``: everything committed so far is on the disk when this returns (syncfs(2))."""
+        if self.settings.sync == "filesystem":
+            sync_filesystem(self.settings.data_path)
+
+    def _insert_rows(self, table: str, names: Sequence[str], rows: Sequence[tuple[Any, ...]]) -> None:
+        if rows:
+            columns = {name: as_column(name, values) for name, values in zip(names, zip(*rows, strict=True), strict=True)}
+            self.insert(f"{self.database}.{table}", columns)
+
+    # -- reading -----------------------------------------------------------------------------------------------------
+
+    def existing(self, probes: Sequence[Probe]) -> set[tuple[int, int, int]]:
+        """Which of the batches are stored (or were, and are archived since): ``(client_id, stream, first_seq)``."""
+        found: set[tuple[int, int, int]] = set()
+        ordered = sorted(probes, key=lambda probe: probe.created_at)
+        for start in range(0, len(ordered), LOOK_UP_AT_ONCE):
+            found |= self._existing(ordered[start : start + LOOK_UP_AT_ONCE])
+        return found
+
+    def _existing(self, probes: Sequence[Probe]) -> set[tuple[int, int, int]]:
+        clients = ", ".join(sorted({str(p.client_id) for p in probes}))
+        names = ", ".join(f"({p.stream}, {p.first_seq})" for p in probes)
+        streams = ", ".join({str(p.stream) for p in probes})
+        keys = ", ".join({quote(p.data_key) for p in probes})
+        since = [p.since for p in probes]
+        days = "" if None in since else f"day >= '{min(day for day in since if day)}' AND "
+        # The first reading's key and time let the sort key skip nearly everything; the tuples do the rest.
+        rows = self.query(
+            f"SELECT DISTINCT client_id, stream, seq FROM {self.database}.telemetry WHERE {days}client_id IN ({clients})"
+            f" AND data_key IN ({keys}) AND created_at >= {probes[0].created_at} AND created_at <= {probes[-1].created_at}"
+            f" AND (stream, seq) IN ({names})"
+        )
+        wanted = {(p.client_id, p.stream, p.first_seq) for p in probes}
+        found = {(int(c), int(s), int(q)) for c, s, q in rows} & wanted
+        expired = self.query(
+            f"SELECT client_id, stream, first_seq, last_seq FROM {self.database}.expired"
+            f" WHERE client_id IN ({clients}) AND stream IN ({streams})"
+        )
+        for client_id, stream, first, last in expired:
+            found |= {name for name in wanted if name[:2] == (client_id, stream) and first <= name[2] <= last}
+        return found
+
+    def rejected_bytes(self, client_id: int, day: date) -> int:
+        """Bytes of poison kept for a client on a day."""
+        return int(
+            self.query(
+                f"SELECT sum(length(payload)) FROM {self.database}.rejected"
+                f" WHERE client_id = {client_id} AND day = '{day}'"
+            )[0][0]
+        )
+
+    def rejected(self, where: str = "1", payload: bool = False) -> list[Rejected]:
+        """Poison, oldest first; without ``payload`` its bytes are left empty."""
+        names = ", ".join(name if payload or name != "payload" else "''" for name in Rejected.__dataclass_fields__)
+        rows = self.query(f"SELECT {names} FROM {self.database}.rejected FINAL WHERE {where} ORDER BY received_at")
+        return [
+            Rejected(*map(int, row[:4]), *map(text, row[4:8]), bytes(row[8]), int(row[9]), as_date(row[10])) for row in rows
+        ]
+
+
+def open_store(settings: config.Store) -> Store:
+    """A new connection to the configured store."""
+    if settings.kind == "embedded":
+        from .embedded import EmbeddedStore
+
+        return EmbeddedStore(settings)
+    from .clickhouse import ClickHouseStore
+
+    return ClickHouseStore(settings)
+
+
+def as_column(name: str, values: Sequence[Any]) -> Any:
+    """Python values as the numpy column ``name``."""
+    if name in _TYPES:
+        return np.array(values, dtype=_TYPES[name])
+    column = np.empty(len(values), dtype=object)
+    column[:] = [value.encode(errors="surrogateescape") if isinstance(value, str) else value for value in values]
+    return column
+
+
+def quote(value: str) -> str:
+    """A string as an SQL literal."""
+    return "'" + value.replace("\\", "\\\\").replace("'", "\\'") + "'"
+
+
+def text(value: bytes | str) -> str:
+    """A string column's value as text."""
+    return value.decode(errors="replace") if isinstance(value, bytes) else value
+
+
+def as_date(value: Any) -> date:
+    """A Date column's value."""
+    return value if isinstance(value, date) else date.fromisoformat(str(value)[:10])
+
+
+def sync_filesystem(path: str) -> None:
+    """Writes the file system that holds ``path`` to its disk (syncfs(2)); raises ``StoreUnavailable``."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    try:
+        handle = os.open(path, os.O_RDONLY)
+    except OSError as error:
+        raise StoreUnavailable(f"store.data_path {path}: {error.strerror}", "Name a folder on the store's disk.") from error
+    try:
+        if libc.syncfs(handle) != 0:
+            raise StoreUnavailable(f"syncfs {path}: {os.strerror(ctypes.get_errno())}", "Check the disk.")
+    finally:
+        os.close(handle)

@@ -1,0 +1,159 @@
+"""From the broker into a bounded inbox.
+
+While the inbox is full the socket is not read: the broker queues, and its clients' windows bound what it queues.
+When that lasts, the server says that it does not accept, unsubscribes and drops what still arrives: nothing is lost by
+that, because a client keeps every reading until it is acknowledged.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections import deque
+from dataclasses import dataclass
+from datetime import UTC, date, datetime
+
+from .. import __version__, config, topics
+from ..messages import Ack, ServerStatus
+from ..mqtt import Disconnected, Link, Message, Will
+
+log = logging.getLogger(__name__)
+
+MESSAGE_OVERHEAD = 1024
+"""Bytes counted for each held message beside its payload."""
+
+
+@dataclass(frozen=True, slots=True)
+class Received:
+    """A message and when it came: ``at`` in seconds of CLOCK_BOOTTIME, which goes on while the machine sleeps."""
+
+    message: Message
+    at: float
+
+
+class Inbox:
+    """Received messages, bounded by bytes. One thread puts, one takes."""
+
+    def __init__(self, max_bytes: int) -> None:
+        self._max_bytes = max_bytes
+        self._items: deque[Received] = deque()
+        self._changed = threading.Condition()
+        self.bytes = 0
+
+    def __len__(self) -> int:
+        return len(self._items)
+
+    def put(self, item: Received, timeout: float) -> bool:
+        """False if there is no room within ``timeout`` seconds."""
+        size = len(item.message.payload) + MESSAGE_OVERHEAD
+        with self._changed:
+            if not self._changed.wait_for(lambda: self.bytes + size <= self._max_bytes or not self._items, timeout):
+                return False
+            self._items.append(item)
+            self.bytes += size
+            self._changed.notify_all()
+        return True
+
+    def wait(self, timeout: float) -> bool:
+        """True as soon as there is something to take."""
+        with self._changed:
+            return self._changed.wait_for(lambda: bool(self._items), timeout)
+
+    def take(self) -> Received | None:
+        """The oldest message, None if there is none."""
+        with self._changed:
+            if not self._items:
+                return None
+            item = self._items.popleft()
+            self.bytes -= len(item.message.payload) + MESSAGE_OVERHEAD
+            self._changed.notify_all()
+        return item
+
+
+class Subscriber:
+    """The server's connection to one broker."""
+
+    def __init__(self, settings: config.Server, inbox: Inbox) -> None:
+        self._name = settings.server_name
+        self._inbox = inbox
+        self._pause_after = settings.ingest.pause_after
+        self._lock = threading.Lock()
+        self._status: ServerStatus | None = None
+        self.accepting = True
+        self.received = 0
+        self.dropped = 0
+        self.link = Link(
+            settings.mqtt,
+            f"skywave-server-{self._name}",
+            [],
+            on_up=self._up,
+            on_down=self._down,
+            on_message=self._receive,
+            will=Will(topics.server_status(self._name), self._say(False).encode()),
+        )
+
+    def start(self) -> None:
+        """Connects, and from then on receives."""
+        self.link.start()
+
+    def stop(self) -> None:
+        """Says that this server is gone and disconnects."""
+        self.set_accepting(False)
+        self.link.stop()
+
+    def tick(self) -> None:
+        """Publishes the status again when the UTC date has changed."""
+        status = self._status
+        if status is not None and status.date != utc_today():
+            self._publish_status()
+
+    def set_accepting(self, accepting: bool) -> None:
+        """Starts or stops taking batches, and tells the clients. Client statuses are always taken."""
+        with self._lock:
+            if accepting == self.accepting:
+                return
+            self.accepting = accepting
+            log.info("%s batches", "accepts" if accepting else "does not accept")
+            if accepting:
+                self.link.subscribe([topics.ALL_DATA_SHARED])
+            else:
+                self.link.unsubscribe([topics.ALL_DATA_SHARED])
+        self._publish_status()
+
+    def acknowledge(self, client_id: int, ack: Ack) -> None:
+        """Sends an acknowledgement. If it is lost the client sends again and hears it then."""
+        self.link.publish(topics.ack(client_id), ack.encode())
+
+    def _say(self, accepting: bool) -> ServerStatus:
+        return ServerStatus(accepting, utc_today(), __version__)
+
+    def _publish_status(self) -> None:
+        self._status = self._say(self.accepting)
+        self.link.publish(topics.server_status(self._name), self._status.encode(), retain=True)
+
+    def _up(self) -> None:
+        with self._lock:
+            self.link.subscribe([topics.ALL_CLIENT_STATUS, *([topics.ALL_DATA_SHARED] if self.accepting else [])])
+        self._publish_status()
+
+    def _down(self, why: Disconnected) -> None:
+        log.debug("broker: %s", why.reason)
+
+    def _receive(self, message: Message) -> None:
+        self.received += 1
+        item = Received(message, boottime())
+        if self._inbox.put(item, self._pause_after if self.accepting else 0.0):
+            return
+        self.dropped += 1
+        self.set_accepting(False)
+
+
+def boottime() -> float:
+    """Seconds since the boot, sleep included."""
+    return time.clock_gettime(time.CLOCK_BOOTTIME)
+
+
+def utc_today() -> date:
+    """Today's date in UTC: the day that this server tells its clients."""
+    return datetime.now(UTC).date()
