@@ -2,11 +2,20 @@
 
 from __future__ import annotations
 
+import json
+import signal
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
 import click
 
 from . import __version__, config
-from .errors import SkywaveError
+from .errors import ConfigError, SkywaveError
 from .service import setup_logging
+
+if TYPE_CHECKING:
+    from .server.store import Store
 
 
 class _Group(click.Group):
@@ -28,14 +37,22 @@ class _Group(click.Group):
 
 @click.group(cls=_Group, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(__version__)
-@click.option("--log-level", default="info", type=click.Choice(["debug", "info", "warning", "error"]), show_default=True)
+@click.option(
+    "--log-level", default="info", type=click.Choice(["debug", "info", "warning", "error"]), show_default=True
+)
 def main(log_level: str) -> None:
     """Sensor readings from edge hosts into ClickHouse, none lost, none doubled."""
     setup_logging(log_level)
 
 
+config_option = click.option(
+    "--config", "path", required=True, type=click.Path(dir_okay=False), help="TOML file; see docs/configuration.md."
+)
+json_option = click.option("--json", "as_json", is_flag=True, help="Print one JSON document.")
+
+
 @main.command()
-@click.option("--config", "path", required=True, type=click.Path(dir_okay=False), help="TOML file.")
+@config_option
 def client(path: str) -> None:
     """Read sensors into the outbox and bring their readings to the server."""
     from .client.agent import Agent
@@ -44,7 +61,7 @@ def client(path: str) -> None:
 
 
 @main.command()
-@click.option("--config", "path", required=True, type=click.Path(dir_okay=False), help="TOML file.")
+@config_option
 def server(path: str) -> None:
     """Commit batches to the store and acknowledge them."""
     from .server.service import ServerProcess
@@ -53,18 +70,199 @@ def server(path: str) -> None:
 
 
 @main.command()
-@click.option("--kind", type=click.Choice(["temperature", "pressure", "height"]), default="temperature")
-@click.option("--host", default="127.0.0.1")
-@click.option("--port", default=9090)
-@click.option("--rate", default=1000.0)
-@click.option("--signal", default="random")
-@click.option("--seed", type=int)
-@click.option("--ledger")
-@click.option("--limit", type=int)
-def emulator(kind, host, port, rate, signal, seed, ledger, limit) -> None:
+@click.option(
+    "--kind", default="temperature", show_default=True, type=click.Choice(["temperature", "pressure", "height"])
+)
+@click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen on.")
+@click.option("--port", default=9090, show_default=True, help="Port to listen on.", type=click.IntRange(0, 65535))
+@click.option("--rate", default=1000.0, show_default=True, help="Readings/s on each connection; 0: as fast as it goes.",
+              type=click.FloatRange(0))  # fmt: skip
+@click.option("--signal", "shape", default="random", show_default=True,
+              type=click.Choice(["random", "sine", "walk", "counter"]))  # fmt: skip
+@click.option("--seed", type=int, help="Same seed, same values.")
+@click.option("--ledger", type=click.Path(dir_okay=False), help="File to note every reading in before it is sent.")
+@click.option("--limit", type=click.IntRange(1), help="Close each connection after as many readings.")
+def emulator(
+    kind: str, host: str, port: int, rate: float, shape: str, seed: int | None, ledger: str | None, limit: int | None
+) -> None:
+    """Be a sensor: send frames to everybody who connects.
+
+    A frame is a 10-byte header with the payload's length, padded with spaces, and the payload, a decimal number:
+    "4         21.5".
+    """
     from .emulator.sensor import SensorEmulator
-    import signal as sg
-    e = SensorEmulator(kind, port, host, rate, signal, seed, ledger, limit)
-    sg.signal(sg.SIGTERM, lambda *_: e.stop())
-    sg.signal(sg.SIGINT, lambda *_: e.stop())
-    e.run()
+
+    sensor = SensorEmulator(kind, port, host, rate, shape, seed, ledger, limit)
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: sensor.stop())
+    sensor.run()
+
+
+@main.command()
+@click.option("--config", "path", type=click.Path(dir_okay=False), help="The client's or server's TOML file.")
+@click.option("--url", help="Its HTTP endpoint instead, for example http://10.0.0.7:9101.")
+@click.option("--watch", is_flag=True, help="Show it live until Ctrl-C.")
+@json_option
+def status(path: str | None, url: str | None, watch: bool, as_json: bool) -> None:
+    """Show the progress of a running client or server.
+
+    Exit code 0 if it is connected and delivers, 1 if not, 75 if it does not run.
+    """
+    from rich.console import Console
+
+    from . import view
+
+    if (path is None) == (url is None):
+        raise click.UsageError("give either --config or --url")
+    if url is None:
+        http = config.load_any(str(path)).http
+        if not http.port:
+            raise ConfigError(f"{path}: http.port is not set", "Add [http] with a port and restart the process.")
+        url = f"http://{http.host}:{http.port}"
+    if watch:
+        view.watch(url, Console())
+        return
+    snapshot = view.fetch_status(url)
+    if as_json:
+        click.echo(json.dumps(snapshot))
+    else:
+        Console().print(view.status_panel(snapshot))
+    sys.exit(0 if snapshot["connected"] and snapshot["accepting"] else 1)
+
+
+@main.command()
+@config_option
+@click.option("--client", "client_id", type=click.IntRange(1), help="Only this client.")
+@json_option
+def audit(path: str, client_id: int | None, as_json: bool) -> None:
+    """Account for every reading: produced = stored + pending + rejected + expired + declared lost.
+
+    CONFIG is the server's file. Produced is what the clients say, never what the table holds. Exit code 1 if a reading
+    is missing or doubled, 75 if the store cannot be asked.
+    """
+    from rich.console import Console
+
+    from . import view
+    from .audit import audit as take
+    from .errors import StoreUnavailable
+
+    settings = config.load(path, config.Server)
+    try:
+        store = _store(settings)
+        document = take(store, client_id).as_json()
+        store.close()
+    except StoreUnavailable:
+        if settings.store.kind != "embedded" or not settings.http.port:
+            raise
+        document = view.fetch(f"http://{settings.http.host}:{settings.http.port}/audit", 600)
+    if as_json:
+        click.echo(json.dumps(document))
+    else:
+        Console().print(view.audit_table(document))
+    sys.exit(0 if document["clean"] else 1)
+
+
+@main.command()
+@click.option("--seconds", default=20.0, show_default=True, help="How long the sensors send.", type=click.FloatRange(3))
+@click.option("--rate", default=1000.0, show_default=True, help="Readings/s of the three sensors together.",
+              type=click.FloatRange(1))  # fmt: skip
+@click.option("--seed", type=int, help="Same seed, same values.")
+@click.option(
+    "--keep", type=click.Path(file_okay=False, path_type=Path), help="Keep configs, logs and data in this folder."
+)
+@click.option("--picture", type=click.Path(dir_okay=False, path_type=Path), hidden=True)
+@json_option
+def demo(seconds: float, rate: float, seed: int | None, keep: Path | None, picture: Path | None, as_json: bool) -> None:
+    """Run everything on this host, kill the broker in the middle, and account for every reading.
+
+    Exit code 1 if one is lost or doubled.
+    """
+    from .demo import run_demo
+
+    sys.exit(0 if run_demo(seconds, rate, seed, keep, as_json, picture) else 1)
+
+
+@main.group()
+def rejected() -> None:
+    """Look at messages that could not be stored, and store them after all."""
+
+
+def _store(settings: config.Server) -> Store:
+    from .server.store import open_store
+
+    return open_store(settings.store)
+
+
+@rejected.command("list")
+@config_option
+@click.option("--client", "client_id", type=click.IntRange(0), help="Only this client.")
+@click.option("--limit", default=100, show_default=True, type=click.IntRange(1))
+@json_option
+def rejected_list(path: str, client_id: int | None, limit: int, as_json: bool) -> None:
+    """List rejected messages, oldest first."""
+    from rich.console import Console
+
+    from . import view
+    from .server import rejected as rejects
+
+    rows = rejects.find(_store(config.load(path, config.Server)), client_id, limit)
+    if as_json:
+        click.echo(json.dumps(rows))
+    else:
+        Console().print(view.rejected_table(rows))
+
+
+@rejected.command("show")
+@config_option
+@click.argument("sha256")
+@click.option("--raw", is_flag=True, help="Write the message's bytes to standard output, and nothing else.")
+@json_option
+def rejected_show(path: str, sha256: str, raw: bool, as_json: bool) -> None:
+    """Show one rejected message. SHA256 may be cut short as long as it is unambiguous."""
+    from .server import rejected as rejects
+
+    row = rejects.get(_store(config.load(path, config.Server)), sha256)
+    if raw:
+        sys.stdout.buffer.write(row.payload)
+        return
+    document: dict[str, Any] = rejects.as_json(row)
+    document["payload_start"] = repr(row.payload[:200])
+    if as_json:
+        click.echo(json.dumps(document))
+    else:
+        click.echo("\n".join(f"{name:14} {value}" for name, value in document.items()))
+
+
+@rejected.command("replay")
+@config_option
+@click.argument("sha256")
+def rejected_replay(path: str, sha256: str) -> None:
+    """Try to store a rejected message with this version.
+
+    It stays among the rejected; the audit counts its readings as stored from then on. Doing it twice changes nothing.
+    """
+    from .server import rejected as rejects
+
+    settings = config.load(path, config.Server)
+    stored = rejects.replay(_store(settings), settings, sha256)
+    click.echo(f"stored {stored} readings" if stored else "it was stored already")
+
+
+@main.group("config")
+def config_group() -> None:
+    """Check and show configuration files."""
+
+
+@config_group.command("check")
+@click.argument("file", type=click.Path(dir_okay=False))
+def config_check(file: str) -> None:
+    """Say whether FILE is a valid client or server configuration; exit code 2 if not."""
+    found = config.load_any(file)
+    click.echo(f"{file}: a valid {type(found).__name__.lower()} configuration")
+
+
+@config_group.command("show")
+@click.argument("file", type=click.Path(dir_okay=False))
+def config_show(file: str) -> None:
+    """Print FILE with every setting, its default and its documentation."""
+    click.echo(config.show(config.load_any(file)))

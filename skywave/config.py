@@ -85,7 +85,9 @@ class Intake:
         "0 reads at once and costs CPU.",
         (0, 1),
     )
-    stall_after: float = setting(30.0, "A sensor that is silent for as many seconds is reported as stalled.", (0.1, 1e6))
+    stall_after: float = setting(
+        30.0, "A sensor that is silent for as many seconds is reported as stalled.", (0.1, 1e6)
+    )
     reconnect_max: float = setting(10.0, "Longest pause in seconds between attempts to reach a sensor.", (0.1, 3600))
 
 
@@ -113,7 +115,9 @@ class Uplink:
 
     max_in_flight: int = setting(64, "Most batches that may wait for an acknowledgement at once.", (1, 1000))
     max_in_flight_bytes: int = setting(8 << 20, "Most bytes of them.", (1 << 16, None))
-    ack_timeout_min: float = setting(2.0, "Shortest time in seconds before an unacknowledged batch is sent again.", (0.1, 600))
+    ack_timeout_min: float = setting(
+        2.0, "Shortest time in seconds before an unacknowledged batch is sent again.", (0.1, 600)
+    )
     ack_timeout_max: float = setting(60.0, "Longest such time; the actual one follows the measured delay.", (0.1, 3600))
     status_interval: float = setting(5.0, "Seconds between status messages.", (0.2, 3600))
 
@@ -136,7 +140,9 @@ class Client:
 class Store:
     """The final database."""
 
-    kind: str = setting("clickhouse", "clickhouse (a server) or embedded (chDB in this process).", ("clickhouse", "embedded"))
+    kind: str = setting(
+        "clickhouse", "clickhouse (a server) or embedded (chDB in this process).", ("clickhouse", "embedded")
+    )
     host: str = setting("127.0.0.1", "clickhouse: host name or address.")
     port: int = setting(9000, "clickhouse: port of the native protocol (9440 is usual with TLS).", (1, 65535))
     user: str = setting("default", "clickhouse: user name.")
@@ -151,7 +157,7 @@ class Store:
         "each acknowledgement (for a ClickHouse on this host that does not sync by itself).",
         ("none", "filesystem"),
     )
-    data_path: str = setting("/var/lib/clickhouse", "Folder whose file system sync = \"filesystem\" syncs.")
+    data_path: str = setting("/var/lib/clickhouse", 'Folder whose file system sync = "filesystem" syncs.')
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -160,7 +166,9 @@ class Ingest:
 
     linger: float = setting(0.2, "Seconds for which a batch may wait for others to share its insert.", (0, 60))
     max_rows: int = setting(400_000, "Most readings in one insert.", (1, 900_000))
-    max_held_bytes: int = setting(64 << 20, "Most bytes of received messages to hold; then the socket is not read.", (1 << 20, None))
+    max_held_bytes: int = setting(
+        64 << 20, "Most bytes of received messages to hold; then the socket is not read.", (1 << 20, None)
+    )
     pause_after: float = setting(
         5.0,
         "When the store has been away, or the server full, for as many seconds, it tells the clients to keep their "
@@ -169,7 +177,9 @@ class Ingest:
     )
     horizon_days: int = setting(400, "Oldest day that is taken, in days before today.", (1, 10_000))
     reject_quota: int = setting(
-        64 << 20, "Bytes of poison kept per client and day; beyond it poison is neither stored nor acknowledged.", (0, None)
+        64 << 20,
+        "Bytes of poison kept per client and day; beyond it poison is neither stored nor acknowledged.",
+        (0, None),
     )
 
 
@@ -205,7 +215,7 @@ def load_any(path: str | Path) -> Client | Server:
 
 def parse(body: dict[str, Any], kind: type[T], where: str = "configuration") -> T:
     """Builds the dataclass ``kind`` from a TOML table; see ``load``."""
-    config = _build(body, kind, where, "")
+    config: T = _build(body, kind, where, "")
     if isinstance(config, Client):
         _check_client(config, where)
     return config
@@ -215,7 +225,9 @@ def _read(path: str | Path) -> dict[str, Any]:
     try:
         return tomllib.loads(Path(path).read_text(encoding="utf-8"))
     except OSError as error:
-        raise ConfigError(f"{path}: {error.strerror}", "Give the path of a configuration file with --config.") from error
+        raise ConfigError(
+            f"{path}: {error.strerror}", "Give the path of a configuration file with --config."
+        ) from error
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path}: not TOML: {error}", "See docs/configuration.md for an example.") from error
 
@@ -266,7 +278,9 @@ def _value(value: Any, hint: Any, check: Check | None, where: str, path: str) ->
     elif check:
         low, high = typing.cast(tuple[float | None, float | None], check)
         if not ((low is None or value >= low) and (high is None or value <= high)):  # NaN fails both
-            bounds = " and ".join(f"{word} {b:g}" for word, b in (("at least", low), ("at most", high)) if b is not None)
+            bounds = " and ".join(
+                f"{word} {b:g}" for word, b in (("at least", low), ("at most", high)) if b is not None
+            )
             raise ConfigError(f"{where}: {path} must be {bounds}, not {value!r}")
     return value
 
@@ -313,4 +327,6 @@ def secret(path: str) -> str:
     try:
         return full.read_text(encoding="utf-8").rstrip("\r\n")
     except OSError as error:
-        raise ConfigError(f"{full}: {error.strerror}", "The file must exist and be readable by the service's user.") from error
+        raise ConfigError(
+            f"{full}: {error.strerror}", "The file must exist and be readable by the service's user."
+        ) from error

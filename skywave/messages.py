@@ -76,7 +76,8 @@ class Ack:
         return cls(
             _text(body, "server"),
             _date(body),
-            *([Range(*_numbers(row, 3)) for row in _rows(body, name)] for name in ("stored", "rejected")),
+            stored=[Range(*_numbers(row, 3)) for row in _rows(body, "stored")],
+            rejected=[Range(*_numbers(row, 3)) for row in _rows(body, "rejected")],
             recorded=[Produced(*_numbers(row, 3)) for row in _rows(body, "recorded")],
             dropped=[Range(*_numbers(row, 3)) for row in _rows(body, "dropped")],
         )
@@ -92,7 +93,9 @@ class ServerStatus:
 
     def encode(self) -> bytes:
         """The message's bytes."""
-        return _dump({"v": VERSION, "accepting": self.accepting, "date": self.date.isoformat(), "version": self.version})
+        return _dump(
+            {"v": VERSION, "accepting": self.accepting, "date": self.date.isoformat(), "version": self.version}
+        )
 
     @classmethod
     def decode(cls, payload: bytes) -> ServerStatus:
@@ -146,7 +149,8 @@ class ClientStatus:
         for row in _rows(body, "dropped"):
             if len(row) != 4 or not isinstance(row[3], str):
                 raise PoisonError("client status: a dropped range needs stream, first, last and reason")
-            dropped.append(Dropped(*_numbers(row[:3], 3), row[3]))
+            stream, first, last = _numbers(row[:3], 3)
+            dropped.append(Dropped(stream, first, last, row[3]))
         return cls(
             online=body.get("online") is True,
             version=_text(body, "version"),

@@ -19,6 +19,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import paho.mqtt.client as paho
+from paho.mqtt.enums import CallbackAPIVersion
 from paho.mqtt.packettypes import PacketTypes
 from paho.mqtt.properties import Properties
 from paho.mqtt.subscribeoptions import SubscribeOptions
@@ -169,13 +170,15 @@ class Link:
 
     def _new_client(self) -> paho.Client:
         client = paho.Client(
-            paho.CallbackAPIVersion.VERSION2, self._client_id, protocol=paho.MQTTv5, reconnect_on_failure=False
+            CallbackAPIVersion.VERSION2, self._client_id, protocol=paho.MQTTv5, reconnect_on_failure=False
         )
         client.max_inflight_messages_set(65535)  # our own window bounds it; paho would queue the rest out of sight
         if self._settings.username:
             client.username_pw_set(self._settings.username, config.secret(self._settings.password_file) or None)
         if self._settings.ca_file:
-            client.tls_set_context(tls_context(self._settings.ca_file, self._settings.cert_file, self._settings.key_file))
+            client.tls_set_context(
+                tls_context(self._settings.ca_file, self._settings.cert_file, self._settings.key_file)
+            )
         if self._will:
             client.will_set(self._will.topic, self._will.payload, 1, retain=True)
         client.on_connect = self._connected
@@ -222,7 +225,7 @@ class Link:
         except UnicodeDecodeError:
             topic = ""
         try:
-            self._on_message(Message(topic, message.payload, content_type, user, message.dup))
+            self._on_message(Message(topic, bytes(message.payload), content_type, user, message.dup))
         except Exception:  # a raise here would end paho's thread, and with it the service
             log.exception("message on %r was not handled", topic)
 

@@ -154,25 +154,32 @@ def _look_up(value: Any, path: list[str], key: str = "") -> list[tuple[str, Any]
 
 
 def serve_figures(
-    settings: config.Http, figures: list[Figure], snapshot: Callable[[], Snapshot], labels: dict[str, str]
+    settings: config.Http,
+    figures: list[Figure],
+    snapshot: Callable[[], Snapshot],
+    labels: dict[str, str],
+    more: dict[str, Callable[[], Snapshot]] | None = None,
 ) -> http.server.ThreadingHTTPServer | None:
-    """Serves ``/status`` (the snapshot as JSON) and ``/metrics`` (Prometheus) in a thread; None if it is turned off."""
+    """Serves ``/status`` (the snapshot as JSON), ``/metrics`` (Prometheus) and ``more`` documents in a thread; None if
+    it is turned off."""
     if not settings.port:
         return None
     registry = CollectorRegistry()
     registry.register(_Figures(figures, snapshot, labels))
+
+    documents = {"/status": snapshot, **(more or {})}
 
     class Handler(http.server.BaseHTTPRequestHandler):
         timeout = 10
 
         def do_GET(self) -> None:
             path = self.path.partition("?")[0]
-            if path == "/status":
-                self._answer(200, "application/json", json.dumps(snapshot()).encode())
+            if path in documents:
+                self._answer(200, "application/json", json.dumps(documents[path]()).encode())
             elif path == "/metrics":
                 self._answer(200, "text/plain; version=0.0.4; charset=utf-8", generate_latest(registry))
             else:
-                self._answer(404, "text/plain", b"try /status or /metrics\n")
+                self._answer(404, "text/plain", f"try {', '.join([*documents, '/metrics'])}\n".encode())
 
         def _answer(self, code: int, kind: str, body: bytes) -> None:
             self.send_response(code)

@@ -21,7 +21,9 @@ FIGURES = [
     Figure("readings", "skywave_client_readings", "Readings committed to the outbox since the start.", True),
     Figure("commits", "skywave_client_commits", "Commits of batches since the start.", True),
     Figure("acked_readings", "skywave_client_acked_readings", "Readings acknowledged as stored.", True),
-    Figure("rejected_readings", "skywave_client_rejected_readings", "Readings in batches that a server rejected.", True),
+    Figure(
+        "rejected_readings", "skywave_client_rejected_readings", "Readings in batches that a server rejected.", True
+    ),
     Figure("resent_batches", "skywave_client_resent_batches", "Publishes of a batch after its first.", True),
     Figure("ignored_acks", "skywave_client_ignored_acks", "Acknowledged ranges that covered no batch in flight.", True),
     Figure("bad_messages", "skywave_client_bad_messages", "Messages that could not be read.", True),
@@ -29,7 +31,9 @@ FIGURES = [
     Figure("backlog.batches", "skywave_client_backlog_batches", "Batches in the outbox."),
     Figure("backlog.bytes", "skywave_client_backlog_bytes", "Bytes of batches in the outbox."),
     Figure("in_flight", "skywave_client_in_flight_batches", "Batches that wait for an acknowledgement."),
-    Figure("set_aside", "skywave_client_set_aside_batches", "Batches that the broker refuses; they stay in the outbox."),
+    Figure(
+        "set_aside", "skywave_client_set_aside_batches", "Batches that the broker refuses; they stay in the outbox."
+    ),
     Figure("oldest_unacked_s", "skywave_client_oldest_unacked_seconds", "Age of the oldest unacknowledged reading."),
     Figure("time_to_full_s", "skywave_client_time_to_full_seconds", "When the outbox is full at the present rates."),
     Figure("ack_delay_s", "skywave_client_ack_delay_seconds", "Smoothed time from publish to acknowledgement."),
@@ -39,7 +43,9 @@ FIGURES = [
     Figure("sensors.*.connected", "skywave_client_sensor_connected", "1 while connected.", label="sensor"),
     Figure("sensors.*.readings", "skywave_client_sensor_readings", "Readings taken in.", True, "sensor"),
     Figure("sensors.*.malformed", "skywave_client_sensor_malformed", "Payloads that are no numbers.", True, "sensor"),
-    Figure("sensors.*.broken_frames", "skywave_client_sensor_broken_frames", "Times the framing was lost.", True, "sensor"),
+    Figure(
+        "sensors.*.broken_frames", "skywave_client_sensor_broken_frames", "Times the framing was lost.", True, "sensor"
+    ),
     Figure("sensors.*.disconnects", "skywave_client_sensor_disconnects", "Connections that ended.", True, "sensor"),
     Figure("sensors.*.stalls", "skywave_client_sensor_stalls", "Times the sensor fell silent.", True, "sensor"),
     Figure("rss_bytes", "skywave_client_rss_bytes", "Resident memory."),
@@ -88,7 +94,9 @@ class Agent:
                 server.shutdown()
             self._intake_outbox.close()
             self._uplink_outbox.close()
-            log.info("stopped: %d readings committed, %d in the outbox", self.intake.readings, self.uplink.backlog.readings)
+            log.info(
+                "stopped: %d readings committed, %d in the outbox", self.intake.readings, self.uplink.backlog.readings
+            )
 
     def _health(self) -> str:
         now = time.monotonic()

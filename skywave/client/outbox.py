@@ -280,14 +280,17 @@ class Outbox(ABC):
             "SELECT stream, first_id, last_seq, batches FROM stream ORDER BY first_id"
         ):
             rows = self.query(
-                "SELECT first_seq FROM batch WHERE id >= ? AND id < ? ORDER BY id LIMIT 1", (first_id, first_id + batches)
+                "SELECT first_seq FROM batch WHERE id >= ? AND id < ? ORDER BY id LIMIT 1",
+                (first_id, first_id + batches),
             )
             accounts.append(Produced(stream, last_seq, rows[0][0] if rows else 0))
         return accounts
 
     def dropped(self) -> list[Dropped]:
         """The ranges declared lost that no server has recorded yet."""
-        rows = self.query("SELECT stream, first_seq, last_seq, reason FROM dropped ORDER BY stream, first_seq LIMIT 1000")
+        rows = self.query(
+            "SELECT stream, first_seq, last_seq, reason FROM dropped ORDER BY stream, first_seq LIMIT 1000"
+        )
         return [Dropped(*row) for row in rows]
 
     def forget_stream(self, produced: Produced) -> None:

@@ -80,10 +80,10 @@ class PostgresOutbox(Outbox):
 
     def _connect(self) -> psycopg2.extensions.connection:
         if self._connection is None or self._connection.closed:
-            password = config.secret(self._settings.password_file)
+            password = config.secret(self._settings.password_file) or None
             connection = psycopg2.connect(
                 self._settings.dsn,
-                **({"password": password} if password else {}),
+                password=password,
                 connect_timeout=5,
                 application_name="skywave",
                 keepalives_idle=10,

@@ -95,9 +95,7 @@ class Intake:
         self._next_seq = 1
         self._on_commit = on_commit
         self._heard_date = heard_date
-        self._connections = [
-            _Connection(name, s.key or name, (s.host, s.port)) for name, s in settings.sensors.items()
-        ]
+        self._connections = [_Connection(name, s.key or name, (s.host, s.port)) for name, s in settings.sensors.items()]
         self._keys = list(dict.fromkeys(c.key for c in self._connections))
         self._codes = {key: code for code, key in enumerate(self._keys)}
         self._open = 0
@@ -134,7 +132,9 @@ class Intake:
                 ):
                     self._commit()
                 elif got < CHUNK_BYTES // 4 and self._settings.poll_interval:
-                    self._stopping.wait(self._settings.poll_interval)  # one look at many bytes costs less than many looks
+                    self._stopping.wait(
+                        self._settings.poll_interval
+                    )  # one look at many bytes costs less than many looks
             if self._open:
                 self._commit()
         finally:
@@ -164,9 +164,7 @@ class Intake:
 
     def _connect(self, connection: _Connection, now: float) -> None:
         if connection.lookup is None:  # a name server that does not answer must not hold up the other sensors
-            connection.lookup = self._resolver.submit(
-                socket.getaddrinfo, *connection.address, type=socket.SOCK_STREAM
-            )
+            connection.lookup = self._resolver.submit(socket.getaddrinfo, *connection.address, type=socket.SOCK_STREAM)
         if not connection.lookup.done():
             return
         connection.heard_at = now

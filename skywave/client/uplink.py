@@ -338,7 +338,9 @@ class Uplink:
         if largest is None:
             return
         self._strikes += 1
-        if why.code == PACKET_TOO_LARGE or self._strikes >= TOO_LARGE_STRIKES and len(largest.batch.payload) > 1 << 16:
+        if why.code == PACKET_TOO_LARGE or (
+            self._strikes >= TOO_LARGE_STRIKES and len(largest.batch.payload) > 1 << 16
+        ):
             self._window.remove(largest.batch.id)
             self._set_aside[largest.batch.id] = f"broker: {why.reason}"
             self._strikes = 0

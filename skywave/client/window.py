@@ -115,7 +115,7 @@ class Window:
         return self._smoothed
 
     def _timeout(self, attempt: int) -> float:
-        backed_off = min(self.timeout * 2 ** min(attempt, 16), self._settings.ack_timeout_max)
+        backed_off = min(self.timeout * (1 << min(attempt, 16)), self._settings.ack_timeout_max)
         return backed_off * self._rng.uniform(1.0, 1.25)
 
     def _remove(self, entry: InFlight) -> None:

@@ -18,8 +18,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import IO
 
-from ..frames import frame
 from ..errors import SkywaveError
+from ..frames import frame
 
 log = logging.getLogger(__name__)
 
@@ -53,7 +53,7 @@ class Ledger:
     """A text file of what was sent: a line ``connection payload`` for each reading, written before it is sent."""
 
     def __init__(self, path: str | Path) -> None:
-        self._file: IO[bytes] = Path(path).open("ab", buffering=0)
+        self._file: IO[bytes] = Path(path).open("ab", buffering=0)  # noqa: SIM115  closed by close()
         self._lock = threading.Lock()
 
     def note(self, connection: int, payloads: list[bytes]) -> None:

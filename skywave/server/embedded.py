@@ -74,7 +74,9 @@ class EmbeddedStore(Store):
         arrays = {}
         for name, column in columns.items():
             if keys is not None and name == "data_key":
-                arrays[name] = pa.DictionaryArray.from_arrays(pa.array(column), pa.array(keys, pa.binary())).cast(pa.binary())
+                arrays[name] = pa.DictionaryArray.from_arrays(pa.array(column), pa.array(keys, pa.binary())).cast(
+                    pa.binary()
+                )
             elif column.dtype == np.dtype(object):
                 arrays[name] = pa.array(column, pa.binary())
             else:

@@ -20,21 +20,18 @@ import random
 import threading
 import time
 from collections import OrderedDict, defaultdict
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
-from datetime import date, timedelta
+from datetime import date
 from typing import Any, TypeVar
 
-import numpy as np
-from numpy.typing import NDArray
-
 from .. import config, topics
-from ..batch import CONTENT_TYPE, MAX_READINGS, MAX_SEQ, Name, decode
+from ..batch import Name
 from ..errors import PoisonError, StoreError, StoreUnavailable
 from ..messages import Ack, ClientStatus, Dropped, Produced, Range, merge
 from ..mqtt import Message
-from . import foreign
-from .store import Block, Probe, Rejected, Store
+from .admission import Admission, Admitted, build_block, name_and_count
+from .store import Rejected, Store
 from .subscriber import Inbox, Received, Subscriber, boottime, utc_today
 
 log = logging.getLogger(__name__)
@@ -42,38 +39,11 @@ T = TypeVar("T")
 
 HELD_TOO_LONG_S = 30.0
 REMEMBERED_BATCHES = 200_000
-MAX_MESSAGE_BYTES = 8 << 20
 RETRY_MAX_S = 5.0
 
 
 class Stopped(Exception):
     """The server was told to stop while it waited for the store. Nothing was acknowledged."""
-
-
-@dataclass(frozen=True, slots=True)
-class Admitted:
-    """Readings that may be stored: ``seq`` counts from ``name.first_seq`` unless ``seqs`` says otherwise.
-
-    ``must_look_up`` asks the store first; ``look_up`` False means that identity alone keeps them single (JSON with id).
-    """
-
-    name: Name
-    day: date
-    since: date | None
-    keys: list[str]
-    codes: NDArray[Any]
-    created_at: NDArray[np.int64]
-    values: NDArray[np.float64]
-    seqs: NDArray[np.uint64] | None
-    must_look_up: bool
-    look_up: bool
-    at: float
-    received_at: int
-    acked: list[Range]
-
-    def probe(self) -> Probe:
-        """What to ask the store about it."""
-        return Probe(*self.name, self.keys[int(self.codes[0])], int(self.created_at[0]), self.since)
 
 
 @dataclass(slots=True)
@@ -107,9 +77,7 @@ class Ingest:
         self._committed: OrderedDict[Name, None] = OrderedDict()
         self._recorded: dict[int, tuple[Any, ...]] = {}
         self._quota: dict[tuple[int, date], int] = {}
-        # Readings without an id are numbered by the server, in a stream of its own.
-        self._own_stream = random.SystemRandom().randrange(1, 2**63)
-        self._own_seq = 1
+        self._admission = Admission(settings.ingest, random.SystemRandom().randrange(1, 2**63))
         self.progress_at = time.monotonic()
         self.store_error = ""
         self.readings = self.batches = self.inserts = self.duplicates = self.look_ups = 0
@@ -164,76 +132,23 @@ class Ingest:
                 return 0
             if who is None:
                 raise PoisonError("came on a topic that is no client's")
-            if len(message.payload) > MAX_MESSAGE_BYTES:
-                raise PoisonError(f"has {len(message.payload)} bytes, at most {MAX_MESSAGE_BYTES} are taken")
-            if message.content_type == CONTENT_TYPE or (message.properties or {}).get("stream"):
-                admitted = [self._batch(client_id, received)]
-            else:
-                admitted = self._foreign(client_id, received, group)
+            admitted, bad = self._admission.admit(client_id, message, utc_today(), received.at)
         except PoisonError as error:
             if kind == "status":
                 log.warning("client %d: %s", client_id, error)
             else:
                 self._poison(client_id, message, str(error), message.payload, group)
             return 0
-        group.admitted += admitted
-        return sum(len(item.values) for item in admitted)
-
-    def _batch(self, client_id: int, received: Received) -> Admitted:
-        properties = received.message.properties or {}
-        name, count = _name_and_count(client_id, properties)
-        if received.message.content_type != CONTENT_TYPE:
-            raise PoisonError(f"has content type {received.message.content_type!r}")
-        today = utc_today()
-        day = _property_date(properties, "day")
-        if day is None or not today - timedelta(self._settings.horizon_days) <= day <= today + timedelta(1):
-            raise PoisonError(f"has day {day}, taken are {self._settings.horizon_days} days back to tomorrow")
-        since = _property_date(properties, "since")
-        if since is not None and since > min(day, today):
-            since = None  # a clock was wrong: search everything
-        readings = decode(received.message.payload, name, count)
-        return Admitted(
-            name, day, since, readings.keys, readings.codes.to_numpy(), readings.created_at.to_numpy(),
-            readings.values.to_numpy(), None, must_look_up=properties.get("attempt", "0") != "0" or received.message.dup,
-            look_up=True, at=received.at, received_at=time.time_ns() // 1000,
-            acked=[Range(name.stream, name.first_seq, name.first_seq + count - 1)],
-        )  # fmt: skip
-
-    def _foreign(self, client_id: int, received: Received, group: _Group) -> list[Admitted]:
-        good, bad = foreign.parse(received.message.payload)
         for element in bad:
-            self._poison(client_id, received.message, element.reason, element.text.encode(), group)
-        admitted = []
-        with_id = [reading for reading in good if reading.id]
-        without = [reading for reading in good if not reading.id]
-        if with_id:
-            ids = np.array([reading.id for reading in with_id], np.uint64)
-            admitted.append(self._foreign_block(Name(client_id, 0, with_id[0].id), with_id, ids, received))
-        if without:
-            admitted.append(
-                self._foreign_block(Name(client_id, self._own_stream, self._own_seq), without, None, received)
-            )
-            self._own_seq += len(without)
-        self.foreign_readings += len(good)
-        return admitted
-
-    def _foreign_block(
-        self, name: Name, readings: Sequence[foreign.ForeignReading], ids: NDArray[np.uint64] | None, received: Received
-    ) -> Admitted:
-        codes: dict[str, int] = {}
-        column = [codes.setdefault(reading.data_key, len(codes)) for reading in readings]
-        acked = [Range(0, reading.id, reading.id) for reading in readings if reading.id]
-        return Admitted(
-            name, utc_today(), utc_today() - timedelta(1), list(codes), np.array(column, np.int32),
-            np.array([reading.created_at for reading in readings], np.int64),
-            np.array([reading.data_value for reading in readings], np.float64),
-            ids, must_look_up=False, look_up=ids is None, at=received.at, received_at=time.time_ns() // 1000, acked=acked,
-        )  # fmt: skip
+            self._poison(client_id, message, element.reason, element.text.encode(), group)
+        group.admitted += admitted
+        self.foreign_readings += sum(len(item.values) for item in admitted if item.foreign)
+        return sum(len(item.values) for item in admitted)
 
     def _poison(self, client_id: int, message: Message, reason: str, payload: bytes, group: _Group) -> None:
         properties = message.properties or {}
         try:
-            name, count = _name_and_count(client_id, properties)
+            name, count = name_and_count(client_id, properties)
             acked = Range(name.stream, name.first_seq, name.first_seq + count - 1)
         except PoisonError:
             name, count, acked = Name(client_id, 0, 0), 0, None
@@ -292,7 +207,7 @@ class Ingest:
             if items:
                 doubtful = {item.name for item in items if item.look_up}  # should this insert's outcome be unknown
                 started = time.monotonic()
-                self._store.insert_readings(_block(day, items))
+                self._store.insert_readings(build_block(day, items))
                 self.insert_s += time.monotonic() - started
                 self.inserts += 1
 
@@ -319,7 +234,9 @@ class Ingest:
                 self.over_quota += 1
                 continue
             self._quota[key] += len(row.payload)
-            log.warning("client %d: rejected %d bytes on %s: %s", row.client_id, len(row.payload), row.topic, row.reason)
+            log.warning(
+                "client %d: rejected %d bytes on %s: %s", row.client_id, len(row.payload), row.topic, row.reason
+            )
             rows.append(row)
             if acked:
                 group.replies[row.client_id].rejected.append(acked)
@@ -329,7 +246,8 @@ class Ingest:
 
     def _record(self, group: _Group) -> None:
         """Keeps the clients' accounts, and tells them which are kept."""
-        streams: list[tuple[int, Produced]] = []
+        streams: list[tuple[int, Produced, int]] = []
+        now = time.time_ns() // 1000
         dropped: list[tuple[int, Dropped]] = []
         for client_id, status in group.statuses.items():
             if not status.streams and client_id in self.clients:  # a last will knows nothing but that it is offline
@@ -338,9 +256,9 @@ class Ingest:
                 self.clients[client_id] = status
             account = (*status.streams, *status.dropped)
             if account and self._recorded.get(client_id) != account:
-                streams += [(client_id, produced) for produced in status.streams]
+                oldest = now - int(status.oldest_unacked_s * 1e6) if status.oldest_unacked_s else 0
+                streams += [(client_id, item, oldest if item.first_pending else 0) for item in status.streams]
                 dropped += [(client_id, item) for item in status.dropped]
-        now = time.time_ns() // 1000
         if streams:
             self._until_done(lambda: self._store.record_streams(streams, now))
         if dropped:
@@ -377,28 +295,6 @@ class Ingest:
             return result
 
 
-def _name_and_count(client_id: int, properties: dict[str, str]) -> tuple[Name, int]:
-    stream, first, count = (_property_number(properties, name) for name in ("stream", "first_seq", "count"))
-    if not 1 <= stream < 2**64 or first < 1 or not 1 <= count <= MAX_READINGS or first + count - 1 > MAX_SEQ:
-        raise PoisonError(f"has stream {stream}, first_seq {first} and count {count}, which is out of range")
-    return Name(client_id, stream, first), count
-
-
-def _property_number(properties: dict[str, str], name: str) -> int:
-    value = properties.get(name, "")
-    if not (value.isascii() and value.isdigit() and len(value) <= 20):
-        raise PoisonError(f"has property {name} {value!r:.50}, a number is needed")
-    return int(value)
-
-
-def _property_date(properties: dict[str, str], name: str) -> date | None:
-    value = properties.get(name, "")
-    try:
-        return date.fromisoformat(value) if value else None
-    except ValueError as error:
-        raise PoisonError(f"has property {name} {value!r:.50}, a date is needed") from error
-
-
 def _offline(status: ClientStatus) -> ClientStatus:
     return ClientStatus(
         False, status.version, status.host, status.labels, status.backlog_readings, status.backlog_bytes,
@@ -417,31 +313,3 @@ def _parts(items: list[Admitted], max_rows: int) -> list[list[Admitted]]:
             rows = len(item.values)
         parts[-1].append(item)
     return parts
-
-
-def _block(day: date, items: list[Admitted]) -> Block:
-    """One block of all items' readings."""
-    counts = np.array([len(item.values) for item in items])
-    starts = np.cumsum(counts) - counts
-    keys: dict[str, int] = {}
-    codes = []
-    for item in items:
-        own = np.array([keys.setdefault(key, len(keys)) for key in item.keys], np.int32)
-        codes.append(own[item.codes])
-    # A run of seq is its position plus an offset; uint64 arithmetic wraps around and back.
-    offset = np.array([item.name.first_seq for item in items], np.uint64) - starts.astype(np.uint64)
-    seq = np.repeat(offset, counts) + np.arange(counts.sum(), dtype=np.uint64)
-    for item, start in zip(items, starts, strict=True):
-        if item.seqs is not None:
-            seq[start : start + len(item.seqs)] = item.seqs
-    return Block(
-        client_id=np.repeat(np.array([item.name.client_id for item in items], np.uint32), counts),
-        stream=np.repeat(np.array([item.name.stream for item in items], np.uint64), counts),
-        seq=seq,
-        created_at=np.concatenate([item.created_at for item in items]),
-        keys=[key.encode() for key in keys],
-        codes=np.concatenate(codes),
-        data_value=np.concatenate([item.values for item in items]),
-        received_at=np.repeat(np.array([item.received_at for item in items], np.int64), counts),
-        day=day,
-    )

@@ -36,7 +36,7 @@ def tables(database: str, modern: bool) -> list[str]:
         f" ENGINE = ReplacingMergeTree PARTITION BY day ORDER BY (client_id, stream, first_seq, sha256){settings}",
         # What each client says it produced; the version is last_seq, which only grows. Never dropped.
         f"CREATE TABLE IF NOT EXISTS {database}.streams (client_id UInt32, stream UInt64, last_seq UInt64,"
-        " first_pending UInt64, reported_at Int64)"
+        " first_pending UInt64, oldest_at Int64, reported_at Int64)"
         f" ENGINE = ReplacingMergeTree(last_seq) ORDER BY (client_id, stream){settings}",
         f"CREATE TABLE IF NOT EXISTS {database}.dropped (client_id UInt32, stream UInt64, first_seq UInt64,"
         " last_seq UInt64, reason String, reported_at Int64)"

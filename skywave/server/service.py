@@ -6,6 +6,7 @@ import time
 from dataclasses import asdict
 
 from .. import __version__, config
+from ..audit import audit
 from ..service import Figure, Rate, Snapshot, Worker, rss_bytes, run_until_signal, serve_figures
 from .ingest import Ingest
 from .store import open_store
@@ -54,7 +55,10 @@ class ServerProcess:
 
     def run(self) -> None:
         """Works until SIGTERM or SIGINT; then finishes the group at hand and returns."""
-        http = serve_figures(self._settings.http, FIGURES, self.snapshot, {"server": self._settings.server_name})
+        # Nobody else can open an embedded store while this process has it, so this process takes the account.
+        more = {"/audit": self._audit} if self._settings.store.kind == "embedded" else {}
+        labels = {"server": self._settings.server_name}
+        http = serve_figures(self._settings.http, FIGURES, self.snapshot, labels, more)
         self._worker.start()
         try:
             run_until_signal(self._health, self._status_line)
@@ -65,6 +69,13 @@ class ServerProcess:
             if http:
                 http.shutdown()
             self._store.close()
+
+    def _audit(self) -> Snapshot:
+        store = open_store(self._settings.store)
+        try:
+            return audit(store).as_json()
+        finally:
+            store.close()
 
     def _health(self) -> str:
         if self._worker.died_of is not None:

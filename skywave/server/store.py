@@ -29,7 +29,7 @@ LOOK_UP_AT_ONCE = 1000
 _TYPES: dict[str, Any] = {
     "client_id": np.uint32, "stream": np.uint64, "seq": np.uint64, "first_seq": np.uint64, "last_seq": np.uint64,
     "first_pending": np.uint64, "count": np.uint64, "at": np.uint64, "created_at": np.int64, "received_at": np.int64,
-    "reported_at": np.int64, "data_value": np.float64, "day": "datetime64[D]",
+    "reported_at": np.int64, "oldest_at": np.int64, "data_value": np.float64, "day": "datetime64[D]",
 }  # fmt: skip
 """numpy type of each column; all others are strings, held as objects of type bytes."""
 
@@ -86,7 +86,9 @@ class Store(ABC):
 
     def __init__(self, settings: config.Store) -> None:
         if not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", settings.database):
-            raise ConfigError(f"store.database {settings.database!r} must be a plain name", "Use letters, digits and _.")
+            raise ConfigError(
+                f"store.database {settings.database!r} must be a plain name", "Use letters, digits and _."
+            )
         self.settings = settings
         self.database = settings.database
 
@@ -142,10 +144,12 @@ class Store(ABC):
             self._insert_rows("rejected", names, part)
         self.sync()
 
-    def record_streams(self, rows: Iterable[tuple[int, Produced]], reported_at: int) -> None:
-        """Keeps what clients say they produced."""
-        names = ("client_id", "stream", "last_seq", "first_pending", "reported_at")
-        self._insert_rows("streams", names, [(client_id, *produced, reported_at) for client_id, produced in rows])
+    def record_streams(self, rows: Iterable[tuple[int, Produced, int]], reported_at: int) -> None:
+        """Keeps what clients say they produced: client, account, and the time of its oldest unacknowledged reading."""
+        names = ("client_id", "stream", "last_seq", "first_pending", "oldest_at", "reported_at")
+        self._insert_rows(
+            "streams", names, [(client, *account, oldest, reported_at) for client, account, oldest in rows]
+        )
         self.sync()
 
     def record_dropped(self, rows: Iterable[tuple[int, Dropped]], reported_at: int) -> None:
@@ -161,7 +165,9 @@ class Store(ABC):
 
     def _insert_rows(self, table: str, names: Sequence[str], rows: Sequence[tuple[Any, ...]]) -> None:
         if rows:
-            columns = {name: as_column(name, values) for name, values in zip(names, zip(*rows, strict=True), strict=True)}
+            columns = {
+                name: as_column(name, values) for name, values in zip(names, zip(*rows, strict=True), strict=True)
+            }
             self.insert(f"{self.database}.{table}", columns)
 
     # -- reading -----------------------------------------------------------------------------------------------------
@@ -211,8 +217,12 @@ class Store(ABC):
         names = ", ".join(name if payload or name != "payload" else "''" for name in Rejected.__dataclass_fields__)
         rows = self.query(f"SELECT {names} FROM {self.database}.rejected FINAL WHERE {where} ORDER BY received_at")
         return [
-            Rejected(*map(int, row[:4]), *map(text, row[4:8]), bytes(row[8]), int(row[9]), as_date(row[10])) for row in rows
-        ]
+            Rejected(
+                int(client_id), int(stream), int(first), int(count), text(digest), text(topic), text(reason), text(notes),
+                bytes(content), int(at), as_date(day),
+            )
+            for client_id, stream, first, count, digest, topic, reason, notes, content, at, day in rows
+        ]  # fmt: skip
 
 
 def open_store(settings: config.Store) -> Store:
@@ -256,7 +266,9 @@ def sync_filesystem(path: str) -> None:
     try:
         handle = os.open(path, os.O_RDONLY)
     except OSError as error:
-        raise StoreUnavailable(f"store.data_path {path}: {error.strerror}", "Name a folder on the store's disk.") from error
+        raise StoreUnavailable(
+            f"store.data_path {path}: {error.strerror}", "Name a folder on the store's disk."
+        ) from error
     try:
         if libc.syncfs(handle) != 0:
             raise StoreUnavailable(f"syncfs {path}: {os.strerror(ctypes.get_errno())}", "Check the disk.")

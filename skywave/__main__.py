@@ -1,0 +1,5 @@
+"""`python -m skywave`."""
+
+from .cli import main
+
+main()

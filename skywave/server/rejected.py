@@ -1,0 +1,69 @@
+"""Work on what was rejected: list, show, replay."""
+
+from __future__ import annotations
+
+import json
+import re
+from typing import Any
+
+from .. import config
+from ..errors import ConfigError, PoisonError
+from ..mqtt import Message
+from .admission import Admission, build_block
+from .store import Rejected, Store
+from .subscriber import boottime
+
+
+def find(store: Store, client_id: int | None = None, limit: int = 100) -> list[dict[str, Any]]:
+    """Rejected messages without their bytes, oldest first, as JSON documents."""
+    where = f"client_id = {client_id}" if client_id is not None else "1"
+    return [as_json(row) for row in store.rejected(where)[:limit]]
+
+
+def get(store: Store, sha256: str) -> Rejected:
+    """The one rejected message whose SHA-256 starts so; raises ``ConfigError`` if there is none, or more."""
+    if not re.fullmatch(r"[0-9a-f]{4,64}", sha256):
+        raise ConfigError(f"{sha256!r} is not the start of a SHA-256", "Give 4 to 64 hexadecimal digits.")
+    rows = store.rejected(f"startsWith(sha256, '{sha256}')", payload=True)
+    if len({row.sha256 for row in rows}) != 1:
+        raise ConfigError(f"{len(rows)} rejected messages start with {sha256}", "See: skywave rejected list")
+    return rows[0]
+
+
+def as_json(row: Rejected) -> dict[str, Any]:
+    """A rejected message as a JSON document, its bytes left out."""
+    return {
+        "sha256": row.sha256,
+        "client_id": row.client_id,
+        "stream": str(row.stream),
+        "first_seq": row.first_seq,
+        "count": row.count,
+        "topic": row.topic,
+        "reason": row.reason,
+        "properties": json.loads(row.properties or "{}"),
+        "day": row.day.isoformat(),
+        "received_at": row.received_at,
+    }
+
+
+def replay(store: Store, settings: config.Server, sha256: str) -> int:
+    """Stores a rejected message after all; the number of readings stored, 0 if they were already.
+
+    Raises ``PoisonError`` if it still is none that can be stored.
+    """
+    row = get(store, sha256)
+    properties: dict[str, str] = json.loads(row.properties or "{}")
+    content_type = properties.pop("content_type", "")
+    if "attempt" in properties:
+        properties["attempt"] = "1"  # it may have been stored since: look it up
+    message = Message(row.topic, row.payload, content_type, properties)
+    # Readings without an id are numbered after the message's digest, so that a second replay finds the first.
+    admission = Admission(settings.ingest, int(row.sha256[:15], 16) + 1)
+    admitted, bad = admission.admit(row.client_id, message, row.day, boottime())
+    if bad:
+        raise PoisonError(bad[0].reason)
+    found = store.existing([item.probe() for item in admitted if item.look_up])
+    fresh = [item for item in admitted if item.name not in found]
+    for item in fresh:
+        store.insert_readings(build_block(item.day, [item]))
+    return sum(len(item.values) for item in fresh)

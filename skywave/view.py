@@ -1,0 +1,158 @@
+"""What people see on a terminal: status, audit, rejected messages."""
+
+from __future__ import annotations
+
+import json
+import time
+import urllib.error
+import urllib.request
+from typing import Any
+
+from rich import box
+from rich.console import Console, Group, RenderableType
+from rich.live import Live
+from rich.panel import Panel
+from rich.table import Table
+from rich.text import Text
+
+from .errors import SkywaveError
+
+
+class NotRunning(SkywaveError):
+    """No figures can be had, because the process does not run or shows none."""
+
+    exit_code = 75
+
+
+def fetch_status(url: str) -> dict[str, Any]:
+    """The snapshot of a running client or server; raises ``NotRunning``."""
+    return fetch(f"{url.rstrip('/')}/status")
+
+
+def fetch(url: str, timeout: float = 5) -> dict[str, Any]:
+    """A JSON document of a running client or server; raises ``NotRunning``."""
+    try:
+        with urllib.request.urlopen(url, timeout=timeout) as answer:
+            document: dict[str, Any] = json.load(answer)
+            return document
+    except (OSError, ValueError) as error:
+        reason = error.reason if isinstance(error, urllib.error.URLError) else error
+        raise NotRunning(f"{url}: {reason}", "Start it, or set http.port in its configuration.") from error
+
+
+def watch(url: str, console: Console, interval: float = 1.0) -> None:
+    """Shows the status again and again until Ctrl-C."""
+    with Live(console=console, auto_refresh=False, screen=False) as live:
+        try:
+            while True:
+                try:
+                    live.update(status_panel(fetch_status(url)), refresh=True)
+                except NotRunning as error:
+                    live.update(Panel(Text(str(error), "red"), title="status"), refresh=True)
+                time.sleep(interval)
+        except KeyboardInterrupt:
+            return
+
+
+def status_panel(s: dict[str, Any]) -> RenderableType:
+    """A client's or a server's status."""
+    return _client_panel(s) if s["kind"] == "client" else _server_panel(s)
+
+
+def _client_panel(s: dict[str, Any]) -> RenderableType:
+    backlog = s["backlog"]
+    facts = Table.grid(padding=(0, 2))
+    broker = _state(s["connected"], "connected", s["broker_error"] or "not connected")
+    facts.add_row("broker", broker, "server", _state(s["accepting"], "accepts", "none accepts"))
+    facts.add_row("in", f"{s['readings_per_s']:,.0f} /s", "acknowledged", f"{s['acked_per_s']:,.0f} /s")
+    facts.add_row("committed", f"{s['readings']:,}", "acknowledged", f"{s['acked_readings']:,}")
+    facts.add_row("backlog", f"{backlog['readings']:,} readings", "bytes", _bytes(backlog["bytes"]))
+    facts.add_row("oldest unacked", _seconds(s["oldest_unacked_s"]), "outbox full in", _seconds(s["time_to_full_s"]))
+    facts.add_row("in flight", f"{s['in_flight']} batches", "sent again", f"{s['resent_batches']:,}")
+    if s["outbox_error"]:
+        facts.add_row("outbox", Text(s["outbox_error"], "red"))
+    sensors = Table("sensor", "state", "readings", "malformed", "disconnects", "stalls", box=box.SIMPLE, pad_edge=False)
+    for name, figures in s["sensors"].items():
+        state = _state(figures["connected"], "connected", figures["last_error"] or "not connected")
+        sensors.add_row(
+            name, state, *(f"{figures[key]:,}" for key in ("readings", "malformed", "disconnects", "stalls"))
+        )
+    labels = " ".join(f"{key}={value}" for key, value in s["labels"].items())
+    title = f"client {s['client_id']} {labels}  v{s['version']}  up {_seconds(s['uptime_s'])}"
+    return Panel(Group(facts, sensors), title=title, title_align="left")
+
+
+def _server_panel(s: dict[str, Any]) -> RenderableType:
+    facts = Table.grid(padding=(0, 2))
+    broker = _state(s["connected"], "connected", s["broker_error"] or "not connected")
+    facts.add_row("broker", broker, f"store ({s['store']})", _state(s["store_ok"], "commits", s["store_error"]))
+    facts.add_row(
+        "batches", _state(s["accepting"], "accepted", "not accepted"), "rate", f"{s['readings_per_s']:,.0f} /s"
+    )
+    facts.add_row("committed", f"{s['readings']:,}", "inserts", f"{s['inserts']:,}")
+    facts.add_row("duplicates", f"{s['duplicates']:,}", "rejected", f"{s['rejected']:,}")
+    facts.add_row("held", f"{s['held_messages']:,} messages", "bytes", _bytes(s["held_bytes"]))
+    clients = Table("client", "state", "host", "labels", "backlog", "oldest unacked", box=box.SIMPLE, pad_edge=False)
+    for client_id, c in s["clients"].items():
+        labels = " ".join(f"{key}={value}" for key, value in c["labels"].items())
+        backlog = f"{c['backlog_readings']:,}"
+        state = _state(c["online"], "online", "offline")
+        clients.add_row(client_id, state, c["host"], labels, backlog, _seconds(c["oldest_unacked_s"]))
+    title = f"server {s['name']}  v{s['version']}  up {_seconds(s['uptime_s'])}"
+    return Panel(Group(facts, clients), title=title, title_align="left")
+
+
+def audit_table(account: dict[str, Any]) -> RenderableType:
+    """The account as a table, its verdict and the missing ranges."""
+    rare = tuple(name for name in ("rejected", "expired", "dropped") if account[name])
+    names = ("produced", "stored", "pending", *rare, "missing", "doubled")
+    table = Table("client", "stream", *names, "oldest", box=box.SIMPLE_HEAD, pad_edge=False)
+    for column in table.columns[2:]:
+        column.justify = "right"
+    for s in account["streams"]:
+        cells = [Text(f"{s[name]:,}", "bold red" if name in names[-2:] and s[name] else "") for name in names]
+        table.add_row(str(s["client_id"]), f"{s['stream'][:6]}…", *cells, _seconds(s["oldest_unacked_s"] or None))
+    totals = [f"{account[name]:,}" for name in names]
+    table.add_section()
+    table.add_row("all", "", *totals, _seconds(account["oldest_unacked_s"] or None), style="bold")
+    lines: list[RenderableType] = [table]
+    for s in account["streams"]:
+        for first, last in s["missing_ranges"][:20]:
+            lines.append(
+                Text(f"missing: client {s['client_id']} stream {s['stream']} readings {first} to {last}", "red")
+            )
+    if account["foreign"]:
+        lines.append(Text(f"{account['foreign']:,} readings of devices that keep no account (plain JSON)"))
+    verdict = "nothing missing, nothing doubled" if account["clean"] else "readings are missing or doubled"
+    lines.append(Text(verdict, "bold green" if account["clean"] else "bold red"))
+    return Group(*lines)
+
+
+def rejected_table(rows: list[dict[str, Any]]) -> RenderableType:
+    """Rejected messages, a row each."""
+    table = Table("sha256", "client", "readings", "day", "reason", box=box.SIMPLE_HEAD, pad_edge=False)
+    for row in rows:
+        table.add_row(row["sha256"][:12], str(row["client_id"]), f"{row['count']:,}", row["day"], row["reason"])
+    return table if rows else Text("nothing was rejected", "green")
+
+
+def _state(good: bool, yes: str, no: str) -> Text:
+    return Text(yes, "green") if good else Text(no, "red")
+
+
+def _seconds(value: float | None) -> str:
+    if value is None:
+        return "-"
+    if value < 120:
+        return f"{value:.1f} s"
+    if value < 7200:
+        return f"{value / 60:.0f} min"
+    return f"{value / 3600:.1f} h" if value < 172_800 else f"{value / 86_400:.1f} d"
+
+
+def _bytes(value: float) -> str:
+    for unit in ("B", "kB", "MB", "GB"):
+        if value < 1000:
+            return f"{value:.0f} {unit}" if unit == "B" else f"{value:.1f} {unit}"
+        value /= 1000
+    return f"{value:.1f} TB"
