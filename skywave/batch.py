@@ -133,49 +133,46 @@ def decode(payload: bytes, name: Name, count: int) -> Readings:
     known to be within ``MAX_DECODED_BYTES``.
     """
     try:
-        if declared_bytes(payload) > MAX_DECODED_BYTES:
+        declared = inspect(payload)
+        if declared.bytes > MAX_DECODED_BYTES:
             raise PoisonError(f"decompresses to more than {MAX_DECODED_BYTES} bytes")
+        if declared.record_batches != 1:
+            raise PoisonError(f"holds {declared.record_batches} record batches, one is needed")
         reader = pa.ipc.open_stream(payload, options=_READ)
         schema = reader.schema
-        _check_schema(schema, name)
+        if not schema.equals(_SCHEMA):
+            _check_columns(schema)
+        _check_name(schema.metadata or {}, name)
         columns = reader.read_next_batch()
         columns.validate(full=True)
-        keys, codes = columns.column(0).dictionary, columns.column(0).indices
-        created_at, values = columns.column(1), columns.column(2)
-        if any(column.null_count for column in (keys, codes, created_at, values)):
+        keys, created_at, values = columns.columns
+        if keys.null_count or keys.dictionary.null_count or created_at.null_count or values.null_count:
             raise PoisonError("has null values")
         if columns.num_rows != count:
             raise PoisonError(f"holds {columns.num_rows} readings, but its properties say {count}")
-        if _has_another(reader):
-            raise PoisonError("holds more than one record batch")
-        return Readings(keys.to_pylist(), codes, created_at, values)
+        return Readings(keys.dictionary.to_pylist(), keys.indices, created_at, values)
     except (pa.ArrowException, struct.error, IndexError, StopIteration, UnicodeDecodeError, OSError) as error:
         raise PoisonError(f"is not a valid Arrow stream: {type(error).__name__}: {str(error)[:200]}") from error
     except (ValueError, TypeError, KeyError, MemoryError) as error:
         raise PoisonError(f"is not a valid batch: {type(error).__name__}: {str(error)[:200]}") from error
 
 
-def _has_another(reader: Any) -> bool:
-    try:
-        reader.read_next_batch()
-    except StopIteration:
-        return False
-    return True
-
-
-def _check_schema(schema: Any, name: Name) -> None:
+def _check_columns(schema: Any) -> None:
     want = (pa.types.is_dictionary, pa.types.is_int64, pa.types.is_float64)
     if schema.names != _SCHEMA.names or not all(ok(kind) for ok, kind in zip(want, schema.types, strict=True)):
         raise PoisonError(f"has columns {', '.join(f'{f.name} {f.type}' for f in schema)[:200]}")
     key = schema.types[0]
     if not pa.types.is_string(key.value_type) or key.index_type not in (pa.int8(), pa.int16(), pa.int32()):
         raise PoisonError(f"has data_key of type {key}")
-    metadata: Mapping[bytes, bytes] = schema.metadata or {}
+
+
+def _check_name(metadata: Mapping[bytes, bytes], name: Name) -> None:
+    want = _metadata(name)
     version = metadata.get(b"skywave", b"").decode(errors="replace")
     if version != FORMAT_VERSION:
         raise PoisonError(f"has format version {version!r}, this server reads {FORMAT_VERSION!r}")
-    if metadata.get(b"batch", b"").decode(errors="replace") != _metadata(name)["batch"]:
-        raise PoisonError(f"calls itself {metadata.get(b'batch', b'')!r}, its properties say {name}")
+    if metadata.get(b"batch", b"").decode(errors="replace") != want["batch"]:
+        raise PoisonError(f"calls itself {metadata.get(b'batch', b'')!r:.100}, its properties say {want['batch']}")
 
 
 # -- The size a stream declares, read from its flatbuffers -----------------------------------------------------------
@@ -186,29 +183,35 @@ _SCHEMA_MESSAGE, _DICTIONARY_MESSAGE, _RECORD_MESSAGE = 1, 2, 3
 _MAX_MESSAGES = 8
 
 
-def declared_bytes(payload: bytes) -> int:
-    """Sum of the sizes that the buffers of an Arrow IPC stream say they have once decompressed.
+class Declared(NamedTuple):
+    """What an Arrow IPC stream says of itself: the size of its buffers once decompressed, and its record batches."""
 
-    Raises ``PoisonError``, ``struct.error`` or ``IndexError`` if the framing is broken.
-    """
-    total = position = 0
+    bytes: int
+    record_batches: int
+
+
+def inspect(payload: bytes) -> Declared:
+    """Reads the framing alone; raises ``PoisonError``, ``struct.error`` or ``IndexError`` if it is broken."""
+    total = position = record_batches = 0
     view = memoryview(payload)
     for _ in range(_MAX_MESSAGES):
         if position >= len(payload):
-            return total
+            break
         marker, size = struct.unpack_from("<Ii", payload, position)
         if marker != 0xFFFFFFFF or size < 0:
             raise PoisonError("is not an Arrow stream")
         if size == 0:
-            return total
-        message = view[position + 8 : position + 8 + size]
-        body_bytes, sizes = _message(message, view[position + 8 + size :])
+            break
+        kind, body_bytes, sizes = _message(view[position + 8 : position + 8 + size], view[position + 8 + size :])
+        record_batches += kind == _RECORD_MESSAGE
         total += sizes
         position += 8 + size + body_bytes
-    raise PoisonError(f"holds more than {_MAX_MESSAGES} Arrow messages")
+    else:
+        raise PoisonError(f"holds more than {_MAX_MESSAGES} Arrow messages")
+    return Declared(total, record_batches)
 
 
-def _message(message: memoryview, body: memoryview) -> tuple[int, int]:
+def _message(message: memoryview, body: memoryview) -> tuple[int, int, int]:
     root = struct.unpack_from("<I", message, 0)[0]
     kind = _field(message, root, 1)
     body_field = _field(message, root, 3)
@@ -217,7 +220,7 @@ def _message(message: memoryview, body: memoryview) -> tuple[int, int]:
         raise PoisonError("is cut short")
     header_kind = message[kind] if kind else 0
     if header_kind == _SCHEMA_MESSAGE:
-        return body_bytes, 0
+        return header_kind, body_bytes, 0
     header = _table(message, _field(message, root, 2))
     if header_kind == _DICTIONARY_MESSAGE:
         header = _table(message, _field(message, header, 1))
@@ -227,7 +230,7 @@ def _message(message: memoryview, body: memoryview) -> tuple[int, int]:
     rows = struct.unpack_from("<q", message, rows_field)[0] if rows_field else 0
     if not 0 <= rows <= MAX_READINGS:
         raise PoisonError(f"declares {rows} rows, at most {MAX_READINGS} are taken")
-    return body_bytes, _buffers(message, header, body[:body_bytes])
+    return header_kind, body_bytes, _buffers(message, header, body[:body_bytes])
 
 
 def _buffers(message: memoryview, header: int, body: memoryview) -> int:

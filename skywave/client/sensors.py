@@ -144,9 +144,11 @@ class Intake:
             self._resolver.shutdown(wait=False, cancel_futures=True)
 
     def _timeout(self, now: float) -> float:
-        if self._open:
-            return max(0.0, self._opened_at + self._settings.linger - self._settings.poll_interval - now)
-        return 0.05 if any(c.lookup for c in self._connections) else 0.2
+        """Seconds to wait for bytes: until the open batch is due, but never so long that a signal or a name waits."""
+        idle = 0.05 if any(c.lookup for c in self._connections) else 0.2
+        if not self._open:
+            return idle
+        return min(max(0.0, self._opened_at + self._settings.linger - self._settings.poll_interval - now), idle)
 
     # -- connections ---------------------------------------------------------------------------------------------
 

@@ -1,0 +1,89 @@
+"""Real servers for every test that needs one; they start once a session, and each test has a database of its own."""
+
+from __future__ import annotations
+
+import itertools
+import random
+
+import psycopg2
+import pytest
+from parts import ClickHouse, Mosquitto, Postgres
+from stand import Stand
+
+_numbers = itertools.count(1)
+
+
+def _part(part):
+    part.start()
+    try:
+        yield part
+    finally:
+        part.remove()
+
+
+@pytest.fixture(scope="session")
+def clickhouse():
+    yield from _part(ClickHouse())
+
+
+@pytest.fixture(scope="session")
+def postgres():
+    yield from _part(Postgres())
+
+
+@pytest.fixture
+def broker():
+    yield from _part(Mosquitto())
+
+
+@pytest.fixture
+def own_clickhouse():
+    """For tests that kill it."""
+    yield from _part(ClickHouse())
+
+
+@pytest.fixture
+def own_postgres():
+    """For tests that kill it."""
+    yield from _part(Postgres())
+
+
+@pytest.fixture
+def database():
+    """A name that no other test uses."""
+    return f"telemetry_{next(_numbers)}"
+
+
+def new_database(postgres: Postgres) -> str:
+    """A libpq connection string of a fresh database."""
+    name = f"outbox_{next(_numbers)}"
+    connection = psycopg2.connect(postgres.dsn())
+    connection.autocommit = True
+    with connection.cursor() as cursor:
+        cursor.execute(f"CREATE DATABASE {name}")
+    connection.close()
+    return postgres.dsn(name)
+
+
+@pytest.fixture
+def outbox_dsn(postgres):
+    return new_database(postgres)
+
+
+@pytest.fixture
+def stand(broker, clickhouse, database):
+    stand = Stand(broker, f"port = {clickhouse.port}\n", database)
+    try:
+        yield stand
+    finally:
+        stand.remove()
+
+
+@pytest.fixture
+def rng():
+    """A seeded generator; a failing test prints its seed, and SKYWAVE_SEED repeats it."""
+    import os
+
+    seed = int(os.environ.get("SKYWAVE_SEED") or random.SystemRandom().randrange(2**32))
+    print(f"SKYWAVE_SEED={seed}")
+    return random.Random(seed)
