@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+from collections.abc import Callable
 from pathlib import Path
 
 _TICK = os.sysconf("SC_CLK_TCK")
@@ -10,21 +12,31 @@ _PAGE = os.sysconf("SC_PAGE_SIZE")
 
 
 def tree(pid: int) -> list[int]:
-    """The process and all its descendants."""
+    """The process and all its living descendants."""
     pids = [pid]
     for parent in pids:
-        for task in Path(f"/proc/{parent}/task").glob("*/children"):
-            pids += [int(child) for child in task.read_text().split()]
+        with contextlib.suppress(OSError):
+            for task in Path(f"/proc/{parent}/task").glob("*/children"):
+                pids += [int(child) for child in task.read_text().split()]
     return pids
 
 
-def cpu_seconds(pid: int) -> float:
-    """User and system time of a process, its threads, its children and the children it has buried."""
+def _sum(pid: int, figure: Callable[[int], int]) -> int:
     total = 0
     for one in tree(pid):
+        with contextlib.suppress(OSError):  # it ended meanwhile
+            total += figure(one)
+    return total
+
+
+def cpu_seconds(pid: int) -> float:
+    """User and system time of a process, its threads, its children, and the children it has buried."""
+
+    def ticks(one: int) -> int:
         fields = Path(f"/proc/{one}/stat").read_text().rsplit(")", 1)[1].split()
-        total += int(fields[11]) + int(fields[12]) + (int(fields[13]) + int(fields[14]) if one == pid else 0)
-    return total / _TICK
+        return sum(int(fields[at]) for at in ((11, 12, 13, 14) if one == pid else (11, 12)))
+
+    return _sum(pid, ticks) / _TICK
 
 
 def rss(pid: int) -> int:
@@ -34,8 +46,9 @@ def rss(pid: int) -> int:
 
 def written(pid: int) -> int:
     """Bytes that a process and its living descendants caused to be written to disks (proc(5), io: write_bytes)."""
-    total = 0
-    for one in tree(pid):
+
+    def bytes_of(one: int) -> int:
         lines = Path(f"/proc/{one}/io").read_text().splitlines()
-        total += next(int(line.split()[1]) for line in lines if line.startswith("write_bytes"))
-    return total
+        return next(int(line.split()[1]) for line in lines if line.startswith("write_bytes"))
+
+    return _sum(pid, bytes_of)
