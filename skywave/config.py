@@ -80,7 +80,7 @@ class Intake:
     max_readings: int = setting(10_000, "A batch is committed early when it holds as many readings.", (1, 100_000))
     compression: str = setting("lz4", "Compression of a batch; zstd saves bytes for CPU.", ("lz4", "zstd", "none"))
     poll_interval: float = setting(
-        0.005,
+        0.02,
         "Seconds that the client lets bytes gather in the sockets before it reads again; the resolution of created_at. "
         "0 reads at once and costs CPU.",
         (0, 1),

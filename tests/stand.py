@@ -69,7 +69,7 @@ class Stand:
         self.parts[name].start()
         return port
 
-    def add_client(self, client_id: int, outbox: str, rate: float = 1000, extra: str = "") -> Skywave:
+    def add_client(self, client_id: int, outbox: str, rate: float = 1000, extra: str = "", interval: float = 0.5) -> Skywave:
         """A client with three sensors of its own; ``rate`` is their sum."""
         name, http = f"client-{client_id}", free_port()
         sensors = "".join(
@@ -78,7 +78,7 @@ class Stand:
         path = self.folder / f"{name}.toml"
         path.write_text(
             f"client_id = {client_id}\n{sensors}[mqtt]\nport = {self.broker.port}\n[outbox]\n{outbox}\n"
-            f"[http]\nport = {http}\n[uplink]\nstatus_interval = 0.5\n{extra}"
+            f"[http]\nport = {http}\n[uplink]\nstatus_interval = {interval}\n{extra}"
         )
         self.parts[name] = part = Skywave(self, name, "client", "--config", str(path), http=http)
         part.start()

@@ -103,7 +103,8 @@ class Outbox(ABC):
     def __init__(self, settings: config.Outbox) -> None:
         self._settings = settings
         self._disk_path = Path(settings.disk_path or self.default_disk_path())
-        self._free_at = 0.0
+        self._looked_at = float("-inf")
+        self._most_bytes = 0
         self._free = 0
 
     # -- what each database does in its own way ----------------------------------------------------------------------
@@ -171,12 +172,17 @@ class Outbox(ABC):
             ]
         )
         self._in_doubt = False
+        self._most_bytes += len(batch.payload)
 
     _in_doubt = False
 
     def is_full(self, more: int) -> bool:
         """True if ``more`` bytes would pass the bound, or the disk has too little left."""
-        return self.backlog_bytes + more > self._settings.max_bytes or self._free_disk() < self._settings.min_free_disk
+        now = time.monotonic()
+        if now - self._looked_at > 1.0 or self._most_bytes + more > self._settings.max_bytes:
+            # Between two looks only this connection adds, so the last figure and what was appended since is an upper bound.
+            self._looked_at, self._most_bytes, self._free = now, self.backlog().bytes, self._free_disk()
+        return self._most_bytes + more > self._settings.max_bytes or self._free < self._settings.min_free_disk
 
     def drop_oldest(self, more: int) -> None:
         """Makes room for ``more`` bytes by deleting the oldest batches and declaring their readings lost."""
@@ -189,17 +195,14 @@ class Outbox(ABC):
             if freed >= more:
                 break
         self._remove(ids, ranges)
+        self._looked_at = float("-inf")
 
     def _free_disk(self) -> int:
-        now = time.monotonic()
-        if now - self._free_at > 1.0:
-            self._free_at = now
-            try:
-                stat = os.statvfs(self._disk_path)
-                self._free = stat.f_bavail * stat.f_frsize
-            except OSError:
-                self._free = 1 << 62  # no such path here (a remote database): only max_bytes bounds it
-        return self._free
+        try:
+            stat = os.statvfs(self._disk_path)
+        except OSError:
+            return 1 << 62  # no such path here (a remote database): only max_bytes bounds it
+        return stat.f_bavail * stat.f_frsize
 
     # -- the uplink's side -------------------------------------------------------------------------------------------
 
@@ -254,11 +257,6 @@ class Outbox(ABC):
         )
 
     # -- the account -------------------------------------------------------------------------------------------------
-
-    @property
-    def backlog_bytes(self) -> int:
-        """Bytes of payload in the outbox."""
-        return self.backlog().bytes
 
     def backlog(self) -> Backlog:
         """What is in the outbox, from the tallies."""

@@ -31,6 +31,8 @@ log = logging.getLogger(__name__)
 CHUNK_BYTES = 256 << 10
 RECEIVE_BUFFER_BYTES = 64 << 10
 """Small on purpose: what stands in it when the client is killed is lost (the kernel doubles the figure)."""
+LOOK_AFTER_S = 0.1
+"""Between two looks at the connections that are down or silent."""
 FULL_RETRY_S = 0.2
 UNAVAILABLE_RETRY_MAX_S = 5.0
 STOP_GRACE_S = 5.0
@@ -103,6 +105,7 @@ class Intake:
         self._stopping = threading.Event()
         self._selector = selectors.DefaultSelector()
         self._resolver = ThreadPoolExecutor(4, "resolve")
+        self._look_after_at = 0.0
         self.progress_at = time.monotonic()
         self.full = False
         self.unavailable = ""
@@ -124,17 +127,16 @@ class Intake:
         try:
             while not self._stopping.is_set():
                 now = self.progress_at = time.monotonic()
-                self._reconnect(now)
-                got = self._read_ready(self._timeout(now))
-                if self._open and (
-                    self._open >= self._settings.max_readings
-                    or time.monotonic() >= self._opened_at + self._settings.linger - self._settings.poll_interval
-                ):
+                if now >= self._look_after_at:
+                    self._look_after_at = now + LOOK_AFTER_S
+                    self._reconnect(now)
+                got = self._read_ready(min(self._due_in(now), LOOK_AFTER_S))
+                due_in = self._due_in(time.monotonic())
+                if due_in <= 0:
                     self._commit()
                 elif got < CHUNK_BYTES // 4 and self._settings.poll_interval:
-                    self._stopping.wait(
-                        self._settings.poll_interval
-                    )  # one look at many bytes costs less than many looks
+                    # One look at many bytes costs less than many looks at few.
+                    time.sleep(min(due_in, self._settings.poll_interval))
             if self._open:
                 self._commit()
         finally:
@@ -143,12 +145,11 @@ class Intake:
             self._selector.close()
             self._resolver.shutdown(wait=False, cancel_futures=True)
 
-    def _timeout(self, now: float) -> float:
-        """Seconds to wait for bytes: until the open batch is due, but never so long that a signal or a name waits."""
-        idle = 0.05 if any(c.lookup for c in self._connections) else 0.2
+    def _due_in(self, now: float) -> float:
+        """Seconds until the open batch has to be committed; 0 or less when it must be now."""
         if not self._open:
-            return idle
-        return min(max(0.0, self._opened_at + self._settings.linger - self._settings.poll_interval - now), idle)
+            return LOOK_AFTER_S
+        return self._opened_at + self._settings.linger - now if self._open < self._settings.max_readings else 0.0
 
     # -- connections ---------------------------------------------------------------------------------------------
 

@@ -28,7 +28,7 @@ from .window import InFlight, Window
 
 log = logging.getLogger(__name__)
 
-TICK_S = 0.05
+TICK_S = 0.2
 FRESH_LIMIT = 64
 """Committed batches that may wait for the uplink in memory; beyond that they stay in the outbox alone."""
 DELETE_INTERVAL_S = 1.0
