@@ -80,9 +80,9 @@ class Intake:
     max_readings: int = setting(10_000, "A batch is committed early when it holds as many readings.", (1, 100_000))
     compression: str = setting("lz4", "Compression of a batch; zstd saves bytes for CPU.", ("lz4", "zstd", "none"))
     poll_interval: float = setting(
-        0.02,
-        "Seconds that the client lets bytes gather in the sockets before it reads again; the resolution of created_at. "
-        "0 reads at once and costs CPU.",
+        0.05,
+        "Seconds that the client lets bytes gather in the sockets before it looks again. Readings that one look finds "
+        "get times spread evenly since the last look, so this bounds the error of created_at; 0 costs CPU.",
         (0, 1),
     )
     stall_after: float = setting(

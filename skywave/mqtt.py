@@ -125,10 +125,10 @@ class Link:
         props = None
         if content_type or properties:
             props = Properties(PacketTypes.PUBLISH)
+            # Past paho's __setattr__, which searches its tables by name for each property.
             if content_type:
-                props.ContentType = content_type
-            for pair in properties:
-                props.UserProperty = pair
+                object.__setattr__(props, "ContentType", content_type)
+            object.__setattr__(props, "UserProperty", list(properties))
         return client.publish(topic, payload, qos, retain, props).rc == paho.MQTT_ERR_SUCCESS
 
     def subscribe(self, topics: Iterable[str]) -> None:

@@ -243,13 +243,14 @@ class Intake:
         if not data:
             self._fail(connection, "closed the connection")
             return 0
-        connection.heard_at = time.monotonic()
+        now = time.monotonic()
+        since_last, connection.heard_at = now - connection.heard_at, now
         connection.stalled = False
         parser = connection.parser
         malformed = parser.malformed
         values = parser.feed(data)
         if values:
-            self._add(connection, values)
+            self._add(connection, values, min(since_last, self._settings.poll_interval))
         if parser.malformed > malformed:
             self._complain(connection, parser, parser.malformed - malformed)
         elif values and not parser.broken:
@@ -267,13 +268,17 @@ class Intake:
             log.warning("sensor %s: %s; skipped and counted", connection.name, connection.figures.last_error)
         connection.complained = True
 
-    def _add(self, connection: _Connection, values: list[float]) -> None:
+    def _add(self, connection: _Connection, values: list[float], spread: float) -> None:
+        """Takes in values that came within the last ``spread`` seconds: when exactly nobody knows, so evenly."""
         if not self._open:
             self._opened_at = time.monotonic()
+        now, count = time.time_ns() // 1000, len(values)
+        step = int(spread * 1e6) // count
+        times = range(now - step * (count - 1), now + 1, step) if step else [now] * count
+        connection.created_at.extend(times)
         connection.values.extend(values)
-        connection.created_at.extend(array("q", [time.time_ns() // 1000]) * len(values))
-        connection.figures.readings += len(values)
-        self._open += len(values)
+        connection.figures.readings += count
+        self._open += count
 
     # -- committing ----------------------------------------------------------------------------------------------
 
