@@ -87,3 +87,18 @@ def rng():
     seed = int(os.environ.get("SKYWAVE_SEED") or random.SystemRandom().randrange(2**32))
     print(f"SKYWAVE_SEED={seed}")
     return random.Random(seed)
+
+
+def pytest_addoption(parser):
+    parser.addoption("--no-skips", action="store_true", help="a skipped test fails the run")
+
+
+def pytest_terminal_summary(terminalreporter):
+    if terminalreporter.config.getoption("--no-skips") and terminalreporter.stats.get("skipped"):
+        terminalreporter.write_line("skipped tests fail this run (--no-skips)", red=True)
+
+
+def pytest_sessionfinish(session):
+    reporter = session.config.pluginmanager.get_plugin("terminalreporter")
+    if session.config.getoption("--no-skips") and reporter and reporter.stats.get("skipped"):
+        session.exitstatus = 1

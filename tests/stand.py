@@ -69,7 +69,9 @@ class Stand:
         self.parts[name].start()
         return port
 
-    def add_client(self, client_id: int, outbox: str, rate: float = 1000, extra: str = "", interval: float = 0.5) -> Skywave:
+    def add_client(
+        self, client_id: int, outbox: str, rate: float = 1000, extra: str = "", interval: float = 0.5
+    ) -> Skywave:
         """A client with three sensors of its own; ``rate`` is their sum."""
         name, http = f"client-{client_id}", free_port()
         sensors = "".join(

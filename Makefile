@@ -1,0 +1,51 @@
+# make demo   sets up what it needs and shows the whole system on this host, a dying broker included
+# make test   sets up what it needs and passes the test suite, on the built wheel
+# make bench  measures against the targets; writes build/bench.json
+# make lint   ruff and mypy alone;  make docs  writes what is generated in docs/;  make clean  removes what make made
+
+PYTHON ?= python3
+DEMO ?=
+TESTS ?=
+VENV := .venv
+BIN := $(VENV)/bin
+SOURCES := pyproject.toml $(shell find skywave -name '*.py')
+
+.PHONY: demo test bench lint docs clean
+.DELETE_ON_ERROR:
+
+demo: $(VENV)/installed
+	@./tests/system-packages.sh mosquitto
+	@$(BIN)/skywave demo $(DEMO)
+
+test: lint
+	@./tests/system-packages.sh mosquitto postgresql-15 clickhouse-server
+	$(BIN)/pytest $(TESTS)
+
+bench: $(VENV)/installed
+	@./tests/system-packages.sh mosquitto postgresql-15 clickhouse-server
+	PYTHONPATH=tests $(BIN)/python bench/run.py
+
+lint: $(VENV)/installed
+	$(BIN)/ruff check --quiet
+	$(BIN)/ruff format --check --quiet
+	$(BIN)/mypy
+
+docs: $(VENV)/installed
+	$(BIN)/python docs/generate.py
+
+clean:
+	rm -rf $(VENV) build dist
+
+# A virtual environment with pinned packages, and Skywave in it as a wheel: what is tested is what is shipped.
+$(VENV)/packages: tests/constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "Python 3.11 or newer is needed" >&2; exit 1; }
+	@$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || ./tests/system-packages.sh python3-venv
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --disable-pip-version-check -r tests/constraints.txt
+	@touch $@
+
+$(VENV)/installed: $(VENV)/packages $(SOURCES)
+	@rm -rf build/wheel
+	$(BIN)/python -m build --wheel --outdir build/wheel . >/dev/null
+	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps --force-reinstall build/wheel/*.whl
+	@touch $@

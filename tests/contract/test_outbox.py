@@ -1,0 +1,206 @@
+"""What every outbox promises, over SQLite and PostgreSQL alike."""
+
+from __future__ import annotations
+
+import random
+from datetime import date, timedelta
+
+import pytest
+
+from skywave import config
+from skywave.batch import Batch
+from skywave.client.outbox import Backlog, Days, open_outbox
+from skywave.errors import OutboxError, OutboxUnavailable
+from skywave.messages import Dropped, Produced, Range
+
+DAY = date(2026, 11, 24)
+
+
+@pytest.fixture(params=["sqlite", "postgresql"])
+def settings(request, tmp_path):
+    if request.param == "sqlite":
+        return config.Outbox(kind="sqlite", path=str(tmp_path / "outbox.sqlite"), max_bytes=1 << 16, min_free_disk=0)
+    dsn = request.getfixturevalue("outbox_dsn")
+    return config.Outbox(kind="postgresql", dsn=dsn, max_bytes=1 << 16, min_free_disk=0)
+
+
+@pytest.fixture
+def outbox(settings):
+    box = open_outbox(settings)
+    box.lock()
+    box.create(7)
+    yield box
+    box.close()
+
+
+def batch(number, first_seq, stream=5, count=10, size=1000, since=None):
+    return Batch(number, stream, first_seq, count, 1_000_000 + number, since, random.Random(number).randbytes(size))
+
+
+def fill(box, stream, count, size=1000):
+    first_id = box.start_stream(stream)
+    batches = [batch(first_id + i, i * 10 + 1, stream, size=size) for i in range(count)]
+    for item in batches:
+        box.append(item)
+    return batches
+
+
+def test_what_is_appended_is_read_back_byte_by_byte_in_order(outbox):
+    first = outbox.start_stream(5)
+    batches = [batch(first, 1, since=DAY), batch(first + 1, 11, size=20_000), batch(first + 2, 21, size=0)]
+    for item in batches:
+        outbox.append(item)
+    assert outbox.read(0, 10**9, 10) == batches
+    assert outbox.read(first + 1, first + 1, 10) == batches[1:2]
+    assert outbox.read(0, 10**9, 2) == batches[:2]
+
+
+def test_another_connection_sees_a_committed_batch(outbox, settings):
+    batches = fill(outbox, 5, 3)
+    other = open_outbox(settings)
+    assert other.read(0, 10**9, 10) == batches
+    other.close()
+
+
+def test_appending_again_after_a_commit_of_unknown_outcome_changes_nothing(outbox):
+    batches = fill(outbox, 5, 2)
+    outbox._in_doubt = True  # as a lost connection leaves it
+    outbox.append(batches[-1])
+    assert outbox.read(0, 10**9, 10) == batches
+    assert outbox.backlog() == Backlog(2, 20, 2000)
+
+
+def test_the_tally_follows_appends_deletes_and_repeated_deletes(outbox):
+    batches = fill(outbox, 5, 5)
+    outbox.delete([batches[1].id, batches[3].id])
+    outbox.delete([batches[1].id, 999])
+    assert outbox.backlog() == Backlog(3, 30, 3000)
+    assert outbox.oldest_made_at() == batches[0].made_at
+    outbox.delete([item.id for item in batches])
+    assert outbox.backlog() == Backlog(0, 0, 0)
+    assert outbox.oldest_made_at() is None
+
+
+def test_ids_go_on_after_a_restart_even_when_everything_is_gone(outbox):
+    batches = fill(outbox, 5, 3)
+    outbox.delete([item.id for item in batches])
+    assert outbox.start_stream(6) == batches[-1].id + 1
+
+
+def test_the_account_names_each_stream_and_what_it_still_holds(outbox):
+    old, new = fill(outbox, 5, 3), fill(outbox, 6, 2)
+    outbox.delete([old[0].id, new[0].id, new[1].id])
+    assert outbox.streams() == [Produced(5, 30, 11), Produced(6, 20, 0)]
+
+
+def test_a_forgotten_stream_leaves_the_tally_right(outbox):
+    old, new = fill(outbox, 5, 3), fill(outbox, 6, 2)
+    outbox.delete([item.id for item in old])
+    outbox.forget_stream(Produced(5, 29, 0))
+    assert len(outbox.streams()) == 2, "the server has recorded another account"
+    outbox.forget_stream(Produced(5, 30, 0))
+    outbox.forget_stream(Produced(5, 30, 0))
+    assert outbox.streams() == [Produced(6, 20, 1)]
+    assert outbox.backlog() == Backlog(2, 20, 2000)
+    assert outbox.start_stream(7) == new[-1].id + 1
+
+
+def test_the_bound_holds_and_drop_oldest_declares_what_it_drops(outbox):
+    batches = fill(outbox, 5, 64, size=1000)
+    assert not outbox.is_full(1000)
+    assert outbox.is_full(2000)
+    outbox.drop_oldest(1500)
+    assert not outbox.is_full(2000)
+    assert outbox.dropped() == [Dropped(5, 1, 10, "outbox full"), Dropped(5, 11, 20, "outbox full")]
+    assert outbox.read(0, 10**9, 1) == batches[2:3]
+    outbox.forget_dropped([Range(5, 1, 10)])
+    assert outbox.dropped() == [Dropped(5, 11, 20, "outbox full")]
+
+
+def test_a_disk_with_too_little_room_makes_the_outbox_full(settings):
+    from dataclasses import replace
+
+    box = open_outbox(replace(settings, min_free_disk=1 << 60, disk_path="/"))
+    box.create(7)
+    assert box.is_full(0)
+    box.close()
+
+
+def test_day_rules_survive_and_older_ones_go_when_no_batch_needs_them(outbox):
+    batches = fill(outbox, 5, 4)
+    days = [DAY + timedelta(i) for i in range(3)]
+    outbox.fix_day(batches[0].id, days[0])
+    outbox.fix_day(batches[2].id, None)
+    outbox.fix_day(batches[2].id, days[1])
+    kept = outbox.days()
+    assert [kept.of(item.id) for item in batches] == [days[0], days[0], days[1], days[1]]
+    outbox.delete([batches[0].id, batches[1].id])
+    outbox.fix_day(batches[3].id + 1, days[2])
+    kept = outbox.days()
+    assert [kept.of(item.id) for item in batches[1:]] == [None, days[1], days[1]]
+    assert kept.latest == kept.last_heard == days[2]
+
+
+def test_days_in_memory():
+    days = Days([(10, DAY), (20, None), (30, DAY + timedelta(2))])
+    assert [days.of(i) for i in (9, 10, 19, 20, 29, 30, 99)] == [
+        None, DAY, DAY, None, None, DAY + timedelta(2), DAY + timedelta(2)
+    ]  # fmt: skip
+    days.add(20, DAY + timedelta(1))
+    assert days.latest_from == 20
+    assert days.of(99) == DAY + timedelta(1)
+
+
+def test_one_outbox_serves_one_client_at_a_time(outbox, settings):
+    """The fixture's outbox holds the lock."""
+    other = open_outbox(settings)
+    with pytest.raises(OutboxError, match="another client"):
+        other.lock()
+    other.close()
+    outbox.close()
+    other = open_outbox(settings)
+    other.lock()
+    other.close()
+
+
+def test_another_clients_outbox_is_refused(outbox, settings):
+    other = open_outbox(settings)
+    with pytest.raises(OutboxError, match="client_id"):
+        other.create(8)
+    other.close()
+
+
+def test_a_random_sequence_agrees_with_a_dictionary(outbox, rng):
+    held, next_seq = {}, 1
+    next_id = outbox.start_stream(5)
+    for _ in range(150):
+        if rng.random() < 0.6:
+            count = rng.randrange(1, 50)
+            item = batch(next_id, next_seq, count=count, size=rng.randrange(500))
+            next_id, next_seq = next_id + 1, next_seq + count
+            outbox.append(item)
+            held[item.id] = item
+        elif held:
+            gone = rng.sample(sorted(held), rng.randrange(1, len(held) + 1))
+            outbox.delete(gone)
+            for number in gone:
+                del held[number]
+        sizes = [len(item.payload) for item in held.values()]
+        assert outbox.backlog() == Backlog(len(held), sum(item.count for item in held.values()), sum(sizes))
+    assert outbox.read(0, 10**9, 10**6) == [held[number] for number in sorted(held)]
+
+
+def test_a_damaged_sqlite_file_is_set_aside_and_a_new_one_begun(tmp_path):
+    path = tmp_path / "outbox.sqlite"
+    path.write_bytes(b"this is no database" * 1000)
+    box = open_outbox(config.Outbox(path=str(path)))
+    box.create(7)
+    assert fill(box, 5, 1)
+    assert list(tmp_path.glob("outbox.sqlite.damaged-*"))
+    box.close()
+
+
+def test_an_absent_database_is_unavailable_not_a_crash():
+    box = open_outbox(config.Outbox(kind="postgresql", dsn="host=127.0.0.1 port=1 user=x dbname=x connect_timeout=1"))
+    with pytest.raises(OutboxUnavailable):
+        box.create(7)

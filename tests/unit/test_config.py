@@ -1,0 +1,60 @@
+"""Configuration is strict, and its errors name what to change."""
+
+from __future__ import annotations
+
+import tomllib
+
+import pytest
+
+from skywave import config
+from skywave.errors import ConfigError
+
+CLIENT = "client_id = 7\n[sensors.t]\nport = 9090\n"
+
+
+def load(tmp_path, text, kind=config.Client):
+    (tmp_path / "c.toml").write_text(text)
+    return config.load(tmp_path / "c.toml", kind)
+
+
+def test_the_least_configuration_has_defaults(tmp_path):
+    client = load(tmp_path, CLIENT)
+    assert client.sensors["t"].port == 9090
+    assert client.intake.linger == 0.1
+
+
+@pytest.mark.parametrize(
+    ("text", "message", "hint"),
+    [
+        (CLIENT + "[intake]\nlingr = 1\n", "unknown setting intake.lingr", "Did you mean intake.linger?"),
+        (CLIENT + "[mqtt]\nport = 70000\n", "mqtt.port must be at least 1 and at most 65535", ""),
+        (CLIENT + '[mqtt]\nport = "x"\n', "mqtt.port must be a whole number", ""),
+        (CLIENT + "[mqtt]\nport = true\n", "mqtt.port must be a whole number", ""),
+        (CLIENT + "[intake]\nlinger = nan\n", "intake.linger must be at least", ""),
+        (CLIENT + '[outbox]\nwhen_full = "panic"\n', "outbox.when_full must be one of block, drop_oldest", ""),
+        (CLIENT + '[outbox]\nkind = "postgresql"\n', "outbox.dsn is missing", ""),
+        ("client_id = 7\n", "no sensors", ""),
+        ("[sensors.t]\nport = 1\n", "client_id is missing", ""),
+        ("client_id = ", "not TOML", ""),
+        (CLIENT + "labels = 5\n", "unknown setting sensors.t.labels", ""),
+    ],
+)
+def test_every_mistake_is_named(tmp_path, text, message, hint):
+    with pytest.raises(ConfigError, match=message) as caught:
+        load(tmp_path, text)
+    assert hint in caught.value.hint
+    assert caught.value.exit_code == 2
+
+
+def test_what_show_prints_is_a_configuration_that_means_the_same(tmp_path):
+    client = load(tmp_path, 'client_id = 7\nlabels = {site = "north"}\n[sensors."a b"]\nport = 1\n')
+    assert config.parse(tomllib.loads(config.show(client)), config.Client) == client
+
+
+def test_secrets_come_from_files_and_from_systemds_credentials(tmp_path, monkeypatch):
+    (tmp_path / "password").write_text("s3cret\n")
+    assert config.secret(str(tmp_path / "password")) == "s3cret"
+    monkeypatch.setenv("CREDENTIALS_DIRECTORY", str(tmp_path))
+    assert config.secret("password") == "s3cret"
+    with pytest.raises(ConfigError):
+        config.secret("absent")

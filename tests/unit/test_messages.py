@@ -1,0 +1,93 @@
+"""Acks, statuses and foreign JSON: what is written is read, anything else is an error and nothing worse."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+from datetime import date
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from skywave import topics
+from skywave.errors import PoisonError
+from skywave.messages import Ack, ClientStatus, Dropped, Produced, Range, ServerStatus, merge
+from skywave.server import foreign
+
+DAY = date(2026, 11, 24)
+
+
+def test_messages_survive_the_wire_with_all_64_bits():
+    big = 2**64 - 1
+    ack = Ack("s", DAY, [Range(big, 1, big)], [Range(1, 2, 3)], [Produced(big, big, 0)], [Range(4, 5, 6)])
+    assert Ack.decode(ack.encode()) == ack
+    status = ClientStatus(True, "1", "h", {"a": "b"}, 1, 2, 3.0, [Produced(big, 9, 1)], [Dropped(1, 2, 3, "full")])
+    assert ClientStatus.decode(status.encode()) == status
+    server = ServerStatus(True, DAY, "1")
+    assert ServerStatus.decode(server.encode()) == server
+
+
+@pytest.mark.parametrize(
+    "payload",
+    [
+        b"", b"{", b"[]", b"7", b"null", b'{"v":2,"date":"2026-11-24"}', b'{"v":1}', b'{"v":1,"date":"today"}',
+        b'{"v":1,"date":"2026-11-24","stored":7}', b'{"v":1,"date":"2026-11-24","stored":[["1","2"]]}',
+        b'{"v":1,"date":"2026-11-24","stored":[["-1","2","3"]]}', b'{"v":1,"date":"2026-11-24","stored":[[1,2,3]]}',
+        b'{"v":1,"date":"2026-11-24","stored":[["1","2","18446744073709551616"]]}', b"[" * 100_000, b"\xff\xfe",
+    ],
+)  # fmt: skip
+def test_a_broken_ack_is_refused(payload):
+    with pytest.raises(PoisonError):
+        Ack.decode(payload)
+
+
+@given(st.binary(max_size=200) | st.text(max_size=200).map(str.encode))
+def test_no_bytes_break_a_parser(data):
+    for parse in (Ack.decode, ClientStatus.decode, ServerStatus.decode, foreign.parse):
+        with contextlib.suppress(PoisonError):
+            parse(data)
+
+
+@given(
+    st.recursive(
+        st.none() | st.booleans() | st.floats() | st.text(), lambda x: st.lists(x) | st.dictionaries(st.text(), x)
+    )
+)
+def test_no_json_breaks_the_foreign_parser(body):
+    with contextlib.suppress(PoisonError):
+        foreign.parse(json.dumps([{"created_at": body, "data_key": "k", "data_value": body}, body]).encode())
+
+
+def test_foreign_readings_are_exact_and_bad_ones_do_not_take_the_good_ones_along():
+    good, bad = foreign.parse(
+        b'[{"created_at": 1700000000.123456, "data_key": "t", "data_value": "21.5", "id": 7, "new_field": {}},'
+        b' {"created_at": "1700000000", "data_key": "t", "data_value": 3},'
+        b' {"created_at": 1, "data_key": "t", "data_value": NaN}, {"data_key": "t"}, 5,'
+        b' {"created_at": 1, "data_key": "", "data_value": 1}, {"created_at": 1, "data_key": "t", "data_value": 1e400},'
+        b' {"created_at": 1, "data_key": "t", "data_value": 1, "id": 0},'
+        b' {"created_at": 1e300, "data_key": "t", "data_value": 1}]'
+    )
+    assert [(r.created_at, r.data_value, r.id) for r in good] == [
+        (1700000000123456, 21.5, 7),
+        (1700000000000000, 3.0, 0),
+    ]
+    assert len(bad) == 7
+
+
+def test_ranges_merge_when_they_touch():
+    assert merge([Range(1, 5, 9), Range(1, 1, 4), Range(2, 1, 1), Range(1, 11, 12)]) == [
+        Range(1, 1, 9), Range(1, 11, 12), Range(2, 1, 1)
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize("topic", ["/telemetry/client/0/", "/telemetry/client/01/", "/telemetry/client/4294967296/",
+                                   "/telemetry/client/1", "/telemetry/client/x/", "telemetry/client/1/", ""])  # fmt: skip
+def test_topics_that_are_no_clients(topic):
+    assert topics.parse_client(topic) is None
+
+
+def test_topics_of_clients_and_servers():
+    assert topics.parse_client(topics.data(7)) == (7, "")
+    assert topics.parse_client(topics.ack(2**32 - 1)) == (2**32 - 1, "ack")
+    assert topics.parse_server(topics.server_status("a")) == "a"
