@@ -23,13 +23,13 @@ def free_port() -> int:
         return sock.getsockname()[1]
 
 
-def wait_for(condition: Callable[[], object], seconds: float, what: str, pause: float = 0.05):
+def wait_for(condition: Callable[[], object], seconds: float, what: str | Callable[[], str], pause: float = 0.05):
     """The condition's first true value; fails the test when there is none in time."""
     until = time.monotonic() + seconds
     while True:
         if value := condition():
             return value
-        assert time.monotonic() < until, f"{what}: not within {seconds} s"
+        assert time.monotonic() < until, f"{what() if callable(what) else what}: not within {seconds} s"
         time.sleep(pause)
 
 

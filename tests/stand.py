@@ -103,14 +103,14 @@ class Stand:
         ledger = self.folder / f"{kind}-{client_id}" / "ledger"
         return read_ledger(ledger) if ledger.exists() else {}
 
-    def finish(self, seconds: float = 60) -> None:
+    def finish(self, seconds: float = 30) -> None:
         """Stops the sensors and waits until the outboxes are empty; then stops everything else."""
         for name, part in self.parts.items():
             if name.split("-")[0] in KINDS:
                 part.stop()
         clients = [part for name, part in self.parts.items() if name.startswith("client-")]
         for client in clients:
-            wait_for(lambda c=client: self._drained(c), seconds, f"{client.name} drains", 0.2)
+            wait_for(lambda c=client: self._drained(c), seconds, lambda c=client: f"{c.name} drains: {c.status()}", 0.2)
         for name, part in self.parts.items():
             if name.split("-")[0] not in KINDS:
                 assert part.stop() == 0, part.log()[-2000:]

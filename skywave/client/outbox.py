@@ -177,12 +177,16 @@ class Outbox(ABC):
     _in_doubt = False
 
     def is_full(self, more: int) -> bool:
-        """True if ``more`` bytes would pass the bound, or the disk has too little left."""
+        """True if ``more`` bytes would pass the bound, or the disk has too little left.
+
+        An empty outbox takes any batch, so that one larger than the bound cannot block for ever.
+        """
         now = time.monotonic()
         if now - self._looked_at > 1.0 or self._most_bytes + more > self._settings.max_bytes:
             # Between two looks only this connection adds, so the last figure and what was appended since is an upper bound.
             self._looked_at, self._most_bytes, self._free = now, self.backlog().bytes, self._free_disk()
-        return self._most_bytes + more > self._settings.max_bytes or self._free < self._settings.min_free_disk
+        over = self._most_bytes > 0 and self._most_bytes + more > self._settings.max_bytes
+        return over or self._free < self._settings.min_free_disk
 
     def drop_oldest(self, more: int) -> None:
         """Makes room for ``more`` bytes by deleting the oldest batches and declaring their readings lost."""

@@ -99,7 +99,7 @@ class Store(ABC):
 
     @abstractmethod
     def query(self, sql: str) -> list[tuple[Any, ...]]:
-        """Runs a statement; the rows of a SELECT, strings as bytes."""
+        """Runs a statement; the rows of a SELECT, strings as bytes (zero bytes at their end may be cut off)."""
 
     @abstractmethod
     def insert(self, table: str, columns: dict[str, Any], keys: Sequence[bytes] | None = None) -> None:
@@ -214,12 +214,14 @@ class Store(ABC):
 
     def rejected(self, where: str = "1", payload: bool = False) -> list[Rejected]:
         """Poison, oldest first; without ``payload`` its bytes are left empty."""
-        names = ", ".join(name if payload or name != "payload" else "''" for name in Rejected.__dataclass_fields__)
+        # As hex, because numpy cuts the zero bytes off the end of a string.
+        bytes_column = "hex(payload)" if payload else "''"
+        names = ", ".join(bytes_column if name == "payload" else name for name in Rejected.__dataclass_fields__)
         rows = self.query(f"SELECT {names} FROM {self.database}.rejected FINAL WHERE {where} ORDER BY received_at")
         return [
             Rejected(
                 int(client_id), int(stream), int(first), int(count), text(digest), text(topic), text(reason), text(notes),
-                bytes(content), int(at), as_date(day),
+                bytes.fromhex(text(content)), int(at), as_date(day),
             )
             for client_id, stream, first, count, digest, topic, reason, notes, content, at, day in rows
         ]  # fmt: skip

@@ -164,6 +164,7 @@ def test_one_outbox_serves_one_client_at_a_time(outbox, settings):
 
 
 def test_another_clients_outbox_is_refused(outbox, settings):
+    assert outbox.streams() == []
     other = open_outbox(settings)
     with pytest.raises(OutboxError, match="client_id"):
         other.create(8)

@@ -104,11 +104,11 @@ def test_expired_ranges_count_as_stored_for_look_ups_and_the_audit(store):
 
 
 def test_rejected_messages_are_kept_once_with_their_bytes(store):
-    row = Rejected(7, BIG, 1, 10, "ab" * 32, "/telemetry/client/7/", "why's", "{}", b"\x00\xff'\\", 5, DAY)
+    row = Rejected(7, BIG, 1, 10, "ab" * 32, "/telemetry/client/7/", "why's", "{}", b"\x00\xff'\\\x00\x00", 5, DAY)
     store.reject([row, replace(row, client_id=8)])
     store.reject([row])
     assert store.rejected("client_id = 7", payload=True) == [row]
-    assert store.rejected_bytes(8, DAY) == 4
+    assert store.rejected_bytes(8, DAY) == 6
     assert store.rejected_bytes(9, DAY) == 0
 
 
