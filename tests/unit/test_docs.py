@@ -1,0 +1,30 @@
+"""The documentation keeps up with the code."""
+
+from __future__ import annotations
+
+import runpy
+from pathlib import Path
+
+from click.testing import CliRunner
+
+import skywave
+from skywave.cli import main
+
+ROOT = Path(__file__).parents[2]
+
+
+def test_every_setting_stands_in_the_docs_as_it_is():
+    page = runpy.run_path(str(ROOT / "docs" / "generate.py"))["page"]()
+    assert (ROOT / "docs" / "configuration.md").read_text() == page, "run: make docs"
+
+
+def test_every_command_has_help_and_stands_in_the_readme_or_the_changelog():
+    text = (ROOT / "README.md").read_text() + (ROOT / "CHANGELOG.md").read_text()
+    for name, command in main.commands.items():
+        assert command.help, name
+        assert name in text, name
+        assert CliRunner().invoke(main, [name, "--help"]).exit_code == 0
+
+
+def test_what_is_tested_is_the_installed_package():
+    assert ROOT / "skywave" not in Path(skywave.__file__).parents
