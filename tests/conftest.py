@@ -5,7 +5,6 @@ from __future__ import annotations
 import itertools
 import random
 
-import psycopg2
 import pytest
 from parts import ClickHouse, Mosquitto, Postgres
 from stand import Stand
@@ -54,20 +53,9 @@ def database():
     return f"telemetry_{next(_numbers)}"
 
 
-def new_database(postgres: Postgres) -> str:
-    """A libpq connection string of a fresh database."""
-    name = f"outbox_{next(_numbers)}"
-    connection = psycopg2.connect(postgres.dsn())
-    connection.autocommit = True
-    with connection.cursor() as cursor:
-        cursor.execute(f"CREATE DATABASE {name}")
-    connection.close()
-    return postgres.dsn(name)
-
-
 @pytest.fixture
 def outbox_dsn(postgres):
-    return new_database(postgres)
+    return postgres.new_database()
 
 
 @pytest.fixture

@@ -124,6 +124,7 @@ class Postgres(Part):
             pwd.getpwnam(self.user)
         super().__init__("postgres")
         self.data = self.folder / "data"
+        self.databases = 0
         subprocess.run(
             [which("initdb"), "-D", str(self.data), "-A", "trust", "-U", "skywave", "--no-sync", "-E", "UTF8", "--locale=C"],
             check=True, capture_output=True, user=self.user, group=self.user, extra_groups=[] if self.user else None,
@@ -141,6 +142,13 @@ class Postgres(Part):
 
     def dsn(self, database: str = "postgres") -> str:
         return f"host=127.0.0.1 port={self.port} user=skywave dbname={database}"
+
+    def new_database(self) -> str:
+        """A libpq connection string of a fresh database."""
+        self.databases += 1
+        name = f"outbox_{self.databases}"
+        subprocess.run([which("psql"), "-qXc", f"CREATE DATABASE {name}", self.dsn()], check=True)
+        return self.dsn(name)
 
     def kill(self) -> None:
         """As a power cut would: the postmaster and every backend, which lead process groups of their own."""

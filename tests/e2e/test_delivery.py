@@ -6,7 +6,6 @@ import signal
 import time
 
 import pytest
-from conftest import new_database
 from parts import wait_for
 from stand import Stand
 
@@ -14,7 +13,7 @@ from stand import Stand
 def outbox_of(kind: str, stand: Stand, request: pytest.FixtureRequest, client_id: int = 1) -> str:
     if kind == "sqlite":
         return stand.sqlite(client_id)
-    return f'kind = "postgresql"\ndsn = "{new_database(request.getfixturevalue("postgres"))}"'
+    return f'kind = "postgresql"\ndsn = "{request.getfixturevalue("postgres").new_database()}"'
 
 
 @pytest.mark.parametrize("outbox", ["sqlite", "postgresql"])
@@ -63,7 +62,7 @@ def test_clickhouse_killed_under_load_loses_and_doubles_nothing(broker, own_clic
 def test_postgresql_killed_under_load_loses_and_doubles_nothing(stand, own_postgres, rng):
     """The outcome of the commit that the kill hits is unknown to the client."""
     stand.add_server()
-    stand.add_client(1, f'kind = "postgresql"\ndsn = "{new_database(own_postgres)}"', rate=5000)
+    stand.add_client(1, f'kind = "postgresql"\ndsn = "{own_postgres.new_database()}"', rate=5000)
     for _ in range(3):
         time.sleep(rng.uniform(0.5, 1.5))
         own_postgres.kill()

@@ -1,0 +1,351 @@
+"""`make bench`: the targets of the main job, measured on real parts on this host. Writes build/bench.json.
+
+Absolute figures depend on the host; the ratios and CPU-seconds a million readings (s/M) are what to compare.
+"""
+
+from __future__ import annotations
+
+import json
+import statistics
+import sys
+import threading
+import time
+from array import array
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import measure
+import naive
+import paho.mqtt.client as paho
+from paho.mqtt.enums import CallbackAPIVersion
+from parts import ClickHouse, Mosquitto, Postgres, wait_for
+from rich import box
+from rich.console import Console
+from rich.table import Table
+from stand import Skywave, Stand
+
+from skywave import config, topics
+from skywave.batch import Batch, Name, encode
+from skywave.client.outbox import open_outbox
+from skywave.emulator.fleet import Fleet
+from skywave.messages import Ack
+
+Row = tuple[str, str, str, bool | None]
+ROWS: list[Row] = []
+
+
+def row(what: str, target: str, figure: str, met: bool | None = None) -> None:
+    """One line of the result."""
+    ROWS.append((what, target, figure, met))
+    print(f"{what}: {figure} (target {target})", file=sys.stderr, flush=True)
+
+
+class Parts:
+    """Fresh servers and a stand on them."""
+
+    def __init__(self) -> None:
+        self.clickhouse, self.broker, self.postgres = ClickHouse(), Mosquitto(), Postgres()
+        for part in (self.clickhouse, self.broker, self.postgres):
+            part.start()
+        self.stand = Stand(self.broker, f"port = {self.clickhouse.port}\n", "telemetry")
+
+    @property
+    def outbox(self) -> str:
+        return f'kind = "postgresql"\ndsn = "{self.postgres.dsn()}"'
+
+
+@contextmanager
+def fresh() -> Iterator[Parts]:
+    parts = Parts()
+    try:
+        yield parts
+    finally:
+        parts.stand.remove()
+        for part in (parts.clickhouse, parts.broker, parts.postgres):
+            part.remove()
+
+
+def cpu(parts: dict[str, Any]) -> dict[str, float]:
+    return {name: measure.cpu_seconds(part.process.pid) for name, part in parts.items()}
+
+
+def server_path() -> None:
+    with fresh() as p:
+        server = p.stand.add_server()
+        wait_for(lambda: server.status().get("accepting"), 20, "server")
+        watched = {"server": server, "broker": p.broker, "clickhouse": p.clickhouse}
+        rates, server_cpu, all_cpu = [], [], []
+        for _ in range(3):
+            fleet = Fleet(config.Mqtt(port=p.broker.port), 100, 200, 500)
+            fleet.prepare()
+            before = cpu(watched)
+            result = fleet.run()
+            used = {name: (after - before[name]) / result.readings * 1e6 for name, after in cpu(watched).items()}
+            rates.append(result.acked_per_s)
+            server_cpu.append(used["server"])
+            all_cpu.append(sum(used.values()))
+        rate, one, three = (statistics.median(x) for x in (rates, server_cpu, all_cpu))
+        row("server path, 100 clients, batches of 500", "≥ 600 000 /s", f"{rate:,.0f} /s", rate >= 600_000)
+        row("… CPU, server process", "≤ 0.9 s/M", f"{one:.2f} s/M", one <= 0.9)
+        row("… CPU, server + broker + ClickHouse", "≤ 2.2 s/M", f"{three:.2f} s/M", three <= 2.2)
+        row("… RSS of the server", "-", f"{measure.rss(server.process.pid) >> 20} MB")
+        forget = Fleet(config.Mqtt(port=p.broker.port), 100, 200, 500, window=1_000_000)
+        forget.prepare()
+        free = forget.run().acked_per_s
+        row("price of the guarantee: window of 16 ÷ no window", "≥ 0.70", f"{rate / free:.2f}", rate / free >= 0.7)
+
+
+def client_load(p: Parts, rate: float, seconds: float, extra: str = "") -> dict[str, float]:
+    p.stand.add_server()
+    client = p.stand.add_client(1, p.outbox, rate=rate, extra=extra, interval=5)
+    time.sleep(5)
+    watched = {"client": client, "postgres": p.postgres}
+    before, status, began, bytes_before = cpu(watched), client.status(), time.monotonic(), wal(p)
+    time.sleep(seconds)
+    after, end, elapsed = cpu(watched), client.status(), time.monotonic() - began
+    acked = end["acked_readings"] - status["acked_readings"]
+    return {
+        "acked_per_s": acked / elapsed,
+        "cpu_per_million": sum(after[name] - before[name] for name in watched) / acked * 1e6,
+        "client_core": (after["client"] - before["client"]) / elapsed * 100,
+        "rss_mb": end["rss_bytes"] / 2**20,
+        "commits_per_s": (end["commits"] - status["commits"]) / elapsed,
+        "bytes_per_reading": (wal(p) - bytes_before) / acked,
+    }
+
+
+def wal(p: Parts) -> int:
+    """Bytes that PostgreSQL's processes gave to write(): the log's pages, rewritten at each commit, and the tables'."""
+    total = 0
+    for pid in measure.tree(p.postgres.process.pid):
+        for line in Path(f"/proc/{pid}/io").read_text().splitlines():
+            total += int(line.split()[1]) if line.startswith("wchar") else 0
+    return total
+
+
+def client_path() -> float:
+    with fresh() as p:
+        f = client_load(p, 0, 10)
+        row("client path, as fast as it goes", "≥ 200 000 /s", f"{f['acked_per_s']:,.0f} /s", f["acked_per_s"] >= 2e5)
+        met = f["cpu_per_million"] <= 2.5
+        row("… CPU, client + PostgreSQL", "≤ 2.5 s/M", f"{f['cpu_per_million']:.2f} s/M", met)
+        fastest = f["acked_per_s"]
+    for linger in (0.1, 0.5, 2.0):
+        with fresh() as p:
+            f = client_load(p, 1000, 20, f"[intake]\nlinger = {linger}\n")
+            name, default = f"1000 readings/s, linger {linger}", linger == 0.1
+            row(
+                f"{name}: client",
+                "≤ 2 % of a core",
+                f"{f['client_core']:.1f} %",
+                f["client_core"] <= 2 if default else None,
+            )
+            row(f"{name}: written", "≤ 150 B a reading" if default else "-", f"{f['bytes_per_reading']:.0f} B",
+                f["bytes_per_reading"] <= 150 if default else None)  # fmt: skip
+            if default:
+                row(f"{name}: RSS", "≤ 100 MB", f"{f['rss_mb']:.0f} MB", f["rss_mb"] <= 100)
+                row(f"{name}: commits of batches", "≤ 12 /s with deletions", f"{f['commits_per_s']:.1f} /s + 1",
+                    f["commits_per_s"] <= 11)  # fmt: skip
+    return fastest
+
+
+def baseline(fastest: float) -> None:
+    with fresh() as p:
+        edge, whole = naive.run(p.postgres.dsn(), p.broker.port, p.clickhouse.port, 10)
+    row("naive edge: a commit a reading", "-", f"{edge:,.0f} /s")
+    row("naive whole path: an INSERT a message", "-", f"{whole:,.0f} /s")
+    row("client path ÷ naive edge", "≥ 200", f"{fastest / edge:,.0f}", fastest / edge >= 200)
+    row("whole path ÷ naive whole path", "≥ 500", f"{fastest / whole:,.0f}", fastest / whole >= 500)
+
+
+class AckWatch:
+    """Hears batches and acknowledgements of a client beside the server, and times each batch's way.
+
+    ``delays`` holds, for each live batch acknowledged, seconds from its oldest reading's arrival to its acknowledgement.
+    """
+
+    def __init__(self, port: int, client_id: int) -> None:
+        self.delays: list[float] = []
+        self.first_batch_at = 0.0
+        self.live_stream: str | None = None
+        self._made: dict[tuple[int, int], float] = {}
+        self._ids = (topics.data(client_id), topics.ack(client_id))
+        self._client = paho.Client(CallbackAPIVersion.VERSION2, protocol=paho.MQTTv5)
+        self._client.on_message = self._hear
+        self._client.connect("127.0.0.1", port)
+        self._client.subscribe([(topic, 0) for topic in self._ids])
+        self._client.loop_start()
+
+    def _hear(self, _client: object, _data: object, message: paho.MQTTMessage) -> None:
+        now = time.time()
+        if message.topic == self._ids[0]:
+            self.first_batch_at = self.first_batch_at or now
+            user = dict(message.properties.UserProperty)
+            if user["attempt"] == "0":
+                from skywave.batch import decode
+
+                stream, first = int(user["stream"]), int(user["first_seq"])
+                readings = decode(message.payload, Name(1, stream, first), int(user["count"]))
+                self._made[stream, first] = min(readings.created_at.to_pylist()) / 1e6
+        else:
+            for item in Ack.decode(message.payload).stored:
+                for key in [k for k in self._made if k[0] == item.stream and item.first <= k[1] <= item.last]:
+                    self.delays.append(now - self._made.pop(key))
+
+    def percentiles(self) -> tuple[float, float]:
+        ordered = sorted(self.delays)
+        return ordered[len(ordered) // 2], ordered[int(len(ordered) * 0.99)]
+
+    def close(self) -> None:
+        self._client.disconnect()
+        self._client.loop_stop()
+
+
+def latency() -> float:
+    with fresh() as p:
+        p.stand.add_server()
+        p.stand.add_client(1, p.outbox, rate=1000, interval=5)
+        time.sleep(3)
+        watch = AckWatch(p.broker.port, 1)
+        time.sleep(20)
+        p50, p99 = watch.percentiles()
+        watch.close()
+    row(
+        "latency at 1000 /s: oldest reading of a batch → committed",
+        "p99 ≤ 1 s",
+        f"p50 {p50:.2f} s, p99 {p99:.2f} s",
+        p99 <= 1,
+    )
+    return p99
+
+
+def backlog(calm_p99: float) -> None:
+    with fresh() as p:
+        settings = config.Outbox(kind="postgresql", dsn=p.postgres.dsn())
+        fill(settings, 10_000_000, 500)
+        server = p.stand.add_server()
+        wait_for(lambda: server.status().get("accepting"), 20, "server")
+        for kind in ("temperature", "pressure", "height"):
+            p.stand.add_sensor(kind, 1, 1000 / 3)
+        watch = AckWatch(p.broker.port, 1)
+        extra = "".join(f"[sensors.{kind}]\nport = {p.stand.parts[f'{kind}-1'].arguments[4]}\n" for kind in KINDS)
+        began = time.time()
+        client = start_client(p, extra)
+        wait_for(lambda: watch.first_batch_at, 30, "first resend", 0.01)
+        first = watch.first_batch_at - began
+        row("10 M readings waiting: start of the process → first resend", "≤ 2 s", f"{first:.2f} s", first <= 2)
+        time.sleep(2)
+        low, start = measure.rss(client.process.pid), time.monotonic()
+        acked = client.status()["acked_readings"]
+        time.sleep(15)
+        rate = (client.status()["acked_readings"] - acked) / (time.monotonic() - start)
+        growth = measure.rss(client.process.pid) / low - 1
+        p99 = watch.percentiles()[1]
+        watch.close()
+    row("… drains, while 1000 /s come in", "≥ 10 000 /s", f"{rate:,.0f} /s", rate >= 10_000)
+    row("… RSS growth while it drains", "< 10 %", f"{growth * 100:.1f} %", growth < 0.1)
+    row("… live p99 ÷ live p99 without backlog", "< 2", f"{p99 / calm_p99:.2f} ({p99:.2f} s)", p99 / calm_p99 < 2)
+
+
+KINDS = ("temperature", "pressure", "height")
+
+
+def start_client(p: Parts, extra: str) -> Skywave:
+    path = p.stand.folder / "client-1.toml"
+    from parts import free_port
+
+    http = free_port()
+    path.write_text(
+        f"client_id = 1\n{extra}[mqtt]\nport = {p.broker.port}\n[outbox]\n{p.outbox}\n[http]\nport = {http}\n"
+    )
+    client = Skywave(p.stand, "client-1", "client", "--config", str(path), http=http)
+    p.stand.parts["client-1"] = client
+    client.start()
+    return client
+
+
+def fill(settings: config.Outbox, readings: int, size: int) -> None:
+    """An outbox as a long outage leaves it."""
+    box = open_outbox(settings)
+    box.create(1)
+    stream, began = 77, time.time_ns() // 1000 - readings * 1000
+    first_id = box.start_stream(stream)
+    codes, values = array("h", [i * 3 // size for i in range(size)]), array("d", [i / 100 for i in range(size)])
+    rows = []
+    for number in range(readings // size):
+        first = number * size + 1
+        at = array("q", [began + (first + i) * 1000 for i in range(size)])
+        payload = encode(Name(1, stream, first), KINDS, codes, at, values)
+        rows.append(Batch(first_id + number, stream, first, size, at[0], None, payload))
+        if len(rows) == 500:
+            insert = (
+                "INSERT INTO batch (id, stream, first_seq, count, made_at, since, payload) VALUES (?, ?, ?, ?, ?, ?, ?)"
+            )
+            total = sum(len(b.payload) for b in rows)
+            box.transaction([
+                *((insert, (b.id, b.stream, b.first_seq, b.count, b.made_at, None, b.payload)) for b in rows),
+                ("UPDATE stream SET last_seq = ?, batches = batches + ?, bytes = bytes + ? WHERE stream = ?",
+                 (rows[-1].last_seq, len(rows), total, stream)),
+            ])  # fmt: skip
+            rows = []
+    box.close()
+
+
+def foreign_json() -> None:
+    with fresh() as p:
+        server = p.stand.add_server()
+        wait_for(lambda: server.status().get("accepting"), 20, "server")
+        edge = paho.Client(CallbackAPIVersion.VERSION2, protocol=paho.MQTTv5)
+        edge.connect("127.0.0.1", p.broker.port)
+        edge.loop_start()
+        messages = [
+            json.dumps([
+                {"created_at": 1.7e9 + i, "data_key": "t", "data_value": i / 7, "id": n * 500 + i + 1} for i in range(500)
+            ]) for n in range(600)
+        ]  # fmt: skip
+        before, began = measure.cpu_seconds(server.process.pid), time.monotonic()
+        for message in messages:
+            edge.publish(topics.data(9), message, 1)
+        wait_for(lambda: server.status()["readings"] >= 300_000, 120, "JSON is stored")
+        elapsed = time.monotonic() - began
+        used = (measure.cpu_seconds(server.process.pid) - before) / 0.3
+        edge.disconnect()
+        edge.loop_stop()
+    row("plain JSON, 500 readings a message", "reported", f"{300_000 / elapsed:,.0f} /s, {used:.1f} s/M in the server")
+
+
+def guarded(work: Callable[[], Any]) -> Any:
+    began = time.monotonic()
+    result = work()
+    print(
+        f"  ({work.__name__ if hasattr(work, '__name__') else 'step'}: {time.monotonic() - began:.0f} s)",
+        file=sys.stderr,
+    )
+    return result
+
+
+def main() -> None:
+    guarded(server_path)
+    fastest = guarded(client_path)
+    baseline(fastest)
+    backlog(guarded(latency))
+    guarded(foreign_json)
+    table = Table("what", "target", "measured", "", box=box.SIMPLE_HEAD)
+    for what, target, figure, met in ROWS:
+        table.add_row(what, target, figure, {True: "[green]met", False: "[red]missed", None: ""}[met])
+    Console(width=130).print(table)
+    out = Path("build/bench.json")
+    out.parent.mkdir(exist_ok=True)
+    out.write_text(
+        json.dumps([dict(zip(("what", "target", "measured", "met"), r, strict=True)) for r in ROWS], indent=1)
+    )
+    lines = ["| what | target | measured | |", "|---|---|---|---|"]
+    lines += [f"| {w} | {t} | {f} | {'met' if m else 'missed' if m is False else ''} |" for w, t, f, m in ROWS]
+    Path("build/bench.md").write_text("\n".join(lines) + "\n")
+
+
+if __name__ == "__main__":
+    threading.excepthook = lambda args: print("thread:", args.exc_value, file=sys.stderr)
+    main()
