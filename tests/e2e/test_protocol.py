@@ -123,7 +123,7 @@ def test_poison_goes_to_quarantine_is_acknowledged_by_name_and_blocks_nobody(sta
 
     config = str(stand.folder / "server.toml")
     rows = json.loads(skywave("rejected", "list", "--config", config, "--json").stdout)
-    assert len(rows) == 8
+    assert len(rows) == 7, "the same bytes without a name are kept once"
     first = next(row for row in rows if row["first_seq"] == 1 and row["count"] == 10)
     assert "Arrow" in first["reason"]
     shown = json.loads(skywave("rejected", "show", "--config", config, first["sha256"][:12], "--json").stdout)
