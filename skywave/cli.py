@@ -99,6 +99,40 @@ def emulator(
 
 
 @main.command()
+@click.option("--host", default="127.0.0.1", show_default=True, help="The broker's host.")
+@click.option("--port", default=1883, show_default=True, help="The broker's port.", type=click.IntRange(1, 65535))
+@click.option("--clients", default=100, show_default=True, type=click.IntRange(1), help="How many clients to be.")
+@click.option("--batches", default=100, show_default=True, type=click.IntRange(1), help="Batches of each client.")
+@click.option("--size", default=500, show_default=True, type=click.IntRange(1, 100_000), help="Readings in a batch.")
+@click.option(
+    "--window", default=16, show_default=True, type=click.IntRange(1), help="Unacknowledged batches a client."
+)
+@click.option("--first-client-id", default=1, show_default=True, type=click.IntRange(1), help="The first one's number.")
+@click.option("--seed", type=int, help="Same seed, same readings.")
+@json_option
+def fleet(
+    host: str,
+    port: int,
+    clients: int,
+    batches: int,
+    size: int,
+    window: int,
+    first_client_id: int,
+    seed: int | None,
+    as_json: bool,
+) -> None:
+    """Be a whole fleet of clients, to load a server; says how fast everything was acknowledged."""
+    from .emulator.fleet import Fleet
+
+    load = Fleet(
+        config.Mqtt(host=host, port=port), clients, batches, size, window, seed=seed, first_client_id=first_client_id
+    )
+    load.prepare()
+    result = vars(load.run())
+    click.echo(json.dumps(result) if as_json else "\n".join(f"{name:14} {value}" for name, value in result.items()))
+
+
+@main.command()
 @click.option("--config", "path", type=click.Path(dir_okay=False), help="The client's or server's TOML file.")
 @click.option("--url", help="Its HTTP endpoint instead, for example http://10.0.0.7:9101.")
 @click.option("--watch", is_flag=True, help="Show it live until Ctrl-C.")

@@ -60,8 +60,7 @@ class FleetResult:
 class Fleet:
     """``clients`` clients that send ``batches`` batches of ``size`` readings each, over ``connections`` connections.
 
-    ``as_json`` sends plain JSON with ids instead of batches; ``wait`` False publishes without waiting for
-    acknowledgements (fire and forget, for comparison).
+    A window as large as ``batches`` publishes without waiting for acknowledgements, for comparison.
     """
 
     def __init__(

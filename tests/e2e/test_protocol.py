@@ -308,6 +308,21 @@ def test_status_metrics_audit_and_config_commands_tell_what_happens(stand):
     assert "Did you mean" in skywave("config", "check", _broken(stand), check=2).stderr
 
 
+def test_a_fleet_is_stored_and_accounted_for(stand):
+    server = stand.add_server()
+    wait_for(lambda: accepting(server), 20, "server accepts")
+    arguments = ("--port", str(stand.broker.port), "--clients", "20", "--batches", "10", "--size", "100", "--json")
+    result = json.loads(skywave("fleet", *arguments).stdout)
+    assert result["acked"] == result["readings"] == 20_000
+    wait_for(lambda: len(server.status()["clients"]) == 20, 10, "accounts arrive")
+    server.stop()
+    store = stand.open_store()
+    account = audit(store)
+    store.close()
+    assert account.clean
+    assert account.total("produced") == account.total("stored") == 20_000
+
+
 def _broken(stand) -> str:
     path = stand.folder / "broken.toml"
     path.write_text("client_id = 1\n[sensors.t]\nprt = 1\n")
