@@ -23,7 +23,7 @@ def run(dsn: str, broker_port: int, clickhouse_port: int, seconds: float) -> tup
     store.execute("CREATE DATABASE IF NOT EXISTS naive")
     store.execute(
         "CREATE TABLE IF NOT EXISTS naive.t (client_id UInt32, created_at Float64, data_key String, data_value Float64)"
-        " ENGINE = MergeTree PARTITION BY toYYYYMM(toDate(0)) ORDER BY (client_id, created_at)"
+        " ENGINE = MergeTree ORDER BY (client_id, created_at)"
     )
     stored, done = [0], threading.Event()
 
