@@ -79,7 +79,7 @@ def run_until_signal(healthy: Callable[[], str], status_line: Callable[[], str],
     notify("READY=1")
     complaint = ""
     log_at = time.monotonic() + interval
-    while not stopping.wait(0.5):
+    while not stopping.wait(1.0):
         problem = healthy()
         if problem.startswith("dead"):
             log.critical("%s; the service ends, so that it can be started afresh", problem)
@@ -198,7 +198,7 @@ def serve_figures(
             f"cannot listen on http {settings.host}:{settings.port}: {error.strerror}", "Choose another http.port."
         ) from error
     server.daemon_threads = True
-    threading.Thread(target=server.serve_forever, name="http", daemon=True).start()
+    threading.Thread(target=server.serve_forever, args=(1.0,), name="http", daemon=True).start()
     return server
 
 

@@ -6,6 +6,7 @@ Each transaction is one round trip: several statements sent as one simple query 
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from typing import Any
 
@@ -25,6 +26,11 @@ _STORAGE = (
     "ALTER TABLE stream SET (fillfactor = 50)",
     "ALTER TABLE gone SET (fillfactor = 50)",
 )
+
+
+@functools.lru_cache(64)
+def _pyformat(sql: str) -> str:
+    return sql.replace("?", "%s")
 
 
 class PostgresOutbox(Outbox):
@@ -50,7 +56,7 @@ class PostgresOutbox(Outbox):
         """See ``Outbox.transaction``."""
         try:
             with self._connect().cursor() as cursor:
-                parts = [cursor.mogrify(sql.replace("?", "%s"), tuple(values)) for sql, values in statements]
+                parts = [cursor.mogrify(_pyformat(sql), tuple(values)) for sql, values in statements]
                 cursor.execute(b";".join(parts))
         except psycopg2.Error as error:
             raise self._translated(error) from error
@@ -59,7 +65,7 @@ class PostgresOutbox(Outbox):
         """See ``Outbox.query``."""
         try:
             with self._connect().cursor() as cursor:
-                cursor.execute(sql.replace("?", "%s"), tuple(parameters))
+                cursor.execute(_pyformat(sql), tuple(parameters))
                 return cursor.fetchall()
         except psycopg2.Error as error:
             raise self._translated(error) from error

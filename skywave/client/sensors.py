@@ -131,12 +131,11 @@ class Intake:
                     self._look_after_at = now + LOOK_AFTER_S
                     self._reconnect(now)
                 got = self._read_ready(min(self._due_in(now), LOOK_AFTER_S))
-                due_in = self._due_in(time.monotonic())
-                if due_in <= 0:
+                if self._due_in(time.monotonic()) <= 0:
                     self._commit()
-                elif got < CHUNK_BYTES // 4 and self._settings.poll_interval:
+                if got < CHUNK_BYTES // 4 and self._settings.poll_interval:
                     # One look at many bytes costs less than many looks at few.
-                    time.sleep(min(due_in, self._settings.poll_interval))
+                    time.sleep(max(0.0, min(self._due_in(time.monotonic()), self._settings.poll_interval)))
             if self._open:
                 self._commit()
         finally:
@@ -271,7 +270,7 @@ class Intake:
     def _add(self, connection: _Connection, values: list[float], spread: float) -> None:
         """Takes in values that came within the last ``spread`` seconds: when exactly nobody knows, so evenly."""
         if not self._open:
-            self._opened_at = time.monotonic()
+            self._opened_at = time.monotonic() - spread  # linger counts from the oldest one's arrival
         now, count = time.time_ns() // 1000, len(values)
         step = int(spread * 1e6) // count
         times = range(now - step * (count - 1), now + 1, step) if step else [now] * count
