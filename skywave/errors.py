@@ -58,9 +58,3 @@ class StoreUnavailable(SkywaveError):
     """The store did not do it now. The outcome of an insert may be unknown: look it up before inserting again."""
 
     exit_code = EXIT_TRY_LATER
-
-
-class BrokerUnavailable(SkywaveError):
-    """No broker could be reached or the broker refused the connection."""
-
-    exit_code = EXIT_TRY_LATER

@@ -28,7 +28,6 @@ from . import config
 
 log = logging.getLogger(__name__)
 
-NO_SUBSCRIBERS = 0x10
 PACKET_TOO_LARGE = 0x95
 RECONNECT_MAX_S = 5.0
 STEADY_S = 5.0
@@ -80,14 +79,12 @@ class Link:
         on_up: Callable[[], None],
         on_down: Callable[[Disconnected], None],
         on_message: Callable[[Message], None],
-        on_published: Callable[[int], None] | None = None,
         will: Will | None = None,
     ) -> None:
         self._settings = settings
         self._client_id = client_id
         self._subscriptions = list(subscriptions)
         self._on_up, self._on_down, self._on_message = on_up, on_down, on_message
-        self._on_published = on_published
         self._will = will
         self._client: paho.Client | None = None
         self._stopping = threading.Event()
@@ -188,7 +185,6 @@ class Link:
         client.on_connect = self._connected
         client.on_disconnect = self._disconnected
         client.on_message = self._received
-        client.on_publish = self._published if self._on_published else None
         client.on_socket_open = _tune_socket
         return client
 
@@ -232,10 +228,6 @@ class Link:
             self._on_message(Message(topic, bytes(message.payload), content_type, user, message.dup))
         except Exception:  # a raise here would end paho's thread, and with it the service
             log.exception("message on %r was not handled", topic)
-
-    def _published(self, _client: paho.Client, _data: Any, _mid: int, reason: Any, _properties: Any) -> None:
-        if self._on_published:
-            self._on_published(reason.value)
 
 
 # -- Reading a PUBLISH's properties ----------------------------------------------------------------------------------

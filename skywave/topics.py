@@ -22,7 +22,6 @@ ALL_DATA = "/telemetry/client/+/"
 ALL_DATA_SHARED = f"$share/skywave/{ALL_DATA}"
 ALL_CLIENT_STATUS = "/telemetry/client/+/status"
 ALL_SERVER_STATUS = "/telemetry/server/+/status"
-ALL_ACKS = "/telemetry/client/+/ack"
 
 _CLIENT = re.compile(r"/telemetry/client/([1-9][0-9]{0,9})/(ack|status)?")
 _SERVER = re.compile(r"/telemetry/server/([^/+#]+)/status")

@@ -22,7 +22,7 @@ from .. import __version__, config, topics
 from ..batch import CONTENT_TYPE, Batch
 from ..errors import OutboxUnavailable, PoisonError
 from ..messages import Ack, ClientStatus, Dropped, Produced, Range, ServerStatus
-from ..mqtt import NO_SUBSCRIBERS, PACKET_TOO_LARGE, Disconnected, Link, Message, Will
+from ..mqtt import PACKET_TOO_LARGE, Disconnected, Link, Message, Will
 from .outbox import Backlog, Outbox
 from .window import InFlight, Window
 
@@ -84,7 +84,6 @@ class Uplink:
         self.acked_batches = 0
         self.rejected_readings = 0
         self.bad_messages = 0
-        self.no_subscriber = 0
         self.unavailable = ""
         self.link = Link(
             settings.mqtt,
@@ -93,7 +92,6 @@ class Uplink:
             on_up=lambda: self._events.put(_Up()),
             on_down=self._events.put,
             on_message=self._events.put,
-            on_published=self._published,
             will=Will(topics.client_status(settings.client_id), ClientStatus(False, __version__).encode()),
         )
 
@@ -275,11 +273,13 @@ class Uplink:
     def _shelve_fresh(self) -> None:
         """Leaves to the backlog lane what the live lane has no room for: it is in the outbox anyhow."""
         lowest = min([batch.id for batch in self._fresh], default=0)
-        highest = max([batch.id for batch in self._fresh] + [self._skipped_to])
+        skipped_to = self._skipped_to  # once: the intake may move it meanwhile
+        highest = max([batch.id for batch in self._fresh] + [skipped_to])
         self._fresh.clear()
         if highest > self._top:
             if self._cursor > self._top:
-                self._cursor = lowest or self._top + 1
+                # A skipped batch may be older than those that wait; what is delivered already is passed over.
+                self._cursor = self._top + 1 if skipped_to > self._top else lowest
             self._top = highest
 
     def _publish_backlog(self, now: float) -> None:
@@ -321,10 +321,6 @@ class Uplink:
         )
 
     # -- trouble -----------------------------------------------------------------------------------------------------
-
-    def _published(self, reason: int) -> None:
-        """In the link's thread. A server that vanished without its last will is noticed by the ack time-out."""
-        self.no_subscriber += reason == NO_SUBSCRIBERS
 
     def _disconnected(self, why: Disconnected) -> None:
         """Closes the day for batches that were never published, and sets aside one that the broker keeps refusing."""

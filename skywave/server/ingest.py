@@ -21,7 +21,7 @@ import threading
 import time
 from collections import OrderedDict, defaultdict
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import date
 from typing import Any, TypeVar
 
@@ -251,7 +251,7 @@ class Ingest:
         dropped: list[tuple[int, Dropped]] = []
         for client_id, status in group.statuses.items():
             if not status.streams and client_id in self.clients:  # a last will knows nothing but that it is offline
-                self.clients[client_id] = _offline(self.clients[client_id])
+                self.clients[client_id] = replace(self.clients[client_id], online=False)
             else:
                 self.clients[client_id] = status
             account = (*status.streams, *status.dropped)
@@ -293,13 +293,6 @@ class Ingest:
                 log.info("store: is back after %.1f s", time.monotonic() - since)
             self.store_error = ""
             return result
-
-
-def _offline(status: ClientStatus) -> ClientStatus:
-    return ClientStatus(
-        False, status.version, status.host, status.labels, status.backlog_readings, status.backlog_bytes,
-        status.oldest_unacked_s, status.streams, status.dropped,
-    )  # fmt: skip
 
 
 def _parts(items: list[Admitted], max_rows: int) -> list[list[Admitted]]:
