@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from .server.store import Store
 
 
-class _Group(click.Group):
+class ErrorGroup(click.Group):
     """Turns expected errors into a message, a hint and an exit code."""
 
     def invoke(self, ctx: click.Context) -> object:
@@ -31,11 +31,11 @@ class _Group(click.Group):
             ctx.exit(error.exit_code)
         except ModuleNotFoundError as error:
             click.echo(f"Error: {error.name} is not installed", err=True)
-            click.echo("  Install the part you need: pip install 'skywave[client]', [server] or [embedded].", err=True)
+            click.echo("  Install the part you need: pip install 'skywave[client]', [server], [archive] or [embedded].", err=True)
             ctx.exit(2)
 
 
-@click.group(cls=_Group, context_settings={"help_option_names": ["-h", "--help"]})
+@click.group(cls=ErrorGroup, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(__version__)
 @click.option(
     "--log-level", default="info", type=click.Choice(["debug", "info", "warning", "error"]), show_default=True

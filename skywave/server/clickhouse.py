@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 from clickhouse_driver import Client, errors
 
 from .. import config
@@ -23,6 +24,8 @@ logging.getLogger("clickhouse_driver").setLevel(logging.ERROR)
 class ClickHouseStore(Store):
     """See ``Store``. Every failed statement closes the connection, so that the next starts from a clean one."""
 
+    parallel = True
+
     def __init__(self, settings: config.Store) -> None:
         super().__init__(settings)
         self._client: Client | None = None
@@ -38,6 +41,12 @@ class ClickHouseStore(Store):
         # By columns: rows of mixed integers would come as one matrix of floats, which rounds 64-bit numbers.
         columns = self._run(lambda client: client.execute(sql, columnar=True))
         return list(zip(*(column.tolist() for column in columns), strict=True)) if isinstance(columns, list) else []
+
+    def stream(self, sql: str) -> Iterator[pa.RecordBatch]:
+        """See ``Store.stream``."""
+        reader = self._run(lambda client: client.query_arrow_stream(sql, field_metadata=False))
+        while (batch := self._run(lambda _: next(reader, None))) is not None:
+            yield batch
 
     def insert(self, table: str, columns: dict[str, Any], keys: Sequence[bytes] | None = None) -> None:
         """See ``Store.insert``."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 import fcntl
 import os
 import threading
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +28,7 @@ class EmbeddedStore(Store):
     """See ``Store``."""
 
     modern = True
+    parallel = False
     _lock = threading.Lock()
     _session: Session | None = None
     _session_path = ""
@@ -68,6 +69,17 @@ class EmbeddedStore(Store):
         if not isinstance(table, pa.Table):
             return []
         return list(zip(*(column.to_pylist() for column in table.columns), strict=True))
+
+    def stream(self, sql: str) -> Iterator[pa.RecordBatch]:
+        """See ``Store.stream``. Other statements of the process wait until it is read to its end or given up."""
+        with EmbeddedStore._lock:
+            if EmbeddedStore._session is None:
+                raise StoreUnavailable("embedded store: is closed")
+            try:
+                with EmbeddedStore._session.send_query(sql, "Arrow") as result:
+                    yield from result.record_batch()
+            except RuntimeError as error:
+                raise _translated(error) from error
 
     def insert(self, table: str, columns: dict[str, Any], keys: Sequence[bytes] | None = None) -> None:
         """See ``Store.insert``."""

@@ -11,12 +11,13 @@ import os
 import re
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import date
 from typing import Any, NamedTuple
 
 import numpy as np
+import pyarrow as pa
 from numpy.typing import NDArray
 
 from .. import config
@@ -100,6 +101,13 @@ class Store(ABC):
     @abstractmethod
     def query(self, sql: str) -> list[tuple[Any, ...]]:
         """Runs a statement; the rows of a SELECT, strings as bytes (zero bytes at their end may be cut off)."""
+
+    parallel: bool
+    """True if several connections of one process can work at the same time."""
+
+    @abstractmethod
+    def stream(self, sql: str) -> Iterator[pa.RecordBatch]:
+        """The rows of a SELECT as Arrow, block by block; strings as binary, to the last bit."""
 
     @abstractmethod
     def insert(self, table: str, columns: dict[str, Any], keys: Sequence[bytes] | None = None) -> None:

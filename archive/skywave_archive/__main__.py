@@ -1,0 +1,5 @@
+"""``python -m skywave_archive``."""
+
+from .cli import main
+
+main()

@@ -1,0 +1,152 @@
+"""The accounts: what the clients say they produced and dropped, and what has expired. Small tables without days.
+
+Each is one Parquet file, replaced as a whole, that never loses a row: what is written is the union of what the archive
+has and what the store has. So a store that was lost takes no account with it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+from dataclasses import dataclass
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from skywave.server.store import Store, as_column
+
+from .archive import HERE, Archive, Step, Workspace
+from .datafile import DamagedFile
+from .source import Shard
+
+FOLDER = "accounts"
+Row = tuple[Any, ...]
+
+
+@dataclass(frozen=True)
+class AccountTable:
+    """``key`` columns name a row; of two rows with one key, the one with the higher ``version`` column stays."""
+
+    name: str
+    columns: dict[str, pa.DataType]
+    key: int
+    version: int | None
+
+    def merged(self, *parts: list[Row]) -> list[Row]:
+        """The union, sorted."""
+        rows: dict[Row, Row] = {}
+        for part in parts:
+            for row in part:
+                have = rows.get(row[: self.key])
+                if have is None or (self.version is not None and row[self.version] > have[self.version]):
+                    rows[row[: self.key]] = row
+        return [rows[key] for key in sorted(rows)]
+
+
+_RANGE = {"client_id": pa.uint32(), "stream": pa.uint64(), "first_seq": pa.uint64(), "last_seq": pa.uint64()}
+ACCOUNTS = (
+    AccountTable(
+        "streams",
+        {
+            "client_id": pa.uint32(), "stream": pa.uint64(), "last_seq": pa.uint64(), "first_pending": pa.uint64(),
+            "oldest_at": pa.int64(), "reported_at": pa.int64(),
+        },
+        2, 2,
+    ),
+    AccountTable("dropped", {**_RANGE, "reason": pa.binary(), "reported_at": pa.int64()}, 4, None),
+    AccountTable("expired", {**_RANGE, "day": pa.date32()}, 5, None),
+)  # fmt: skip
+
+
+def read_store(store: Store, table: AccountTable) -> list[Row]:
+    """A table's rows as the store has them."""
+    sql = f"SELECT {', '.join(table.columns)} FROM {store.database}.{table.name} FINAL"
+    rows: list[Row] = []
+    for batch in store.stream(sql):
+        cast = pa.Table.from_batches([batch]).cast(pa.schema(list(table.columns.items())))
+        rows += zip(*(column.to_pylist() for column in cast.columns), strict=True)
+    return rows
+
+
+def read_archive(archive: Archive, table: AccountTable) -> list[Row]:
+    """A table's rows as the archive has them; raises ``DamagedFile``. The file's name carries its hash."""
+    names = [entry.name for entry in archive.target.entries(FOLDER) if entry.name.startswith(f"{table.name}.")]
+    parts = []
+    for name in names:
+        content = archive.target.read_bytes(f"{FOLDER}/{name}")
+        if _name(table, content) != name:
+            raise DamagedFile(f"{FOLDER}/{name}: its bytes are not those it was written with")
+        columns = pq.read_table(io.BytesIO(content)).cast(pa.schema(list(table.columns.items()))).columns
+        parts.append(list(zip(*(column.to_pylist() for column in columns), strict=True)))
+    return table.merged(*parts)
+
+
+def export_accounts(archive: Archive, work: Workspace, shards: list[Shard]) -> int:
+    """Brings the archive's accounts up to date; returns how many rows they have."""
+    total = 0
+    for table in ACCOUNTS:
+        rows = table.merged(read_archive(archive, table), *(read_store(shard.store, table) for shard in shards))
+        total += len(rows)
+        if not rows:
+            continue
+        content = _encode(table, rows)
+        name = _name(table, content)
+        present = [entry.name for entry in archive.target.entries(FOLDER) if entry.name.startswith(f"{table.name}.")]
+        if present == [name]:
+            continue
+        change = work.stage()
+        work.target.put(work.staged(f"{change}/{name}"), content)
+        steps: list[Step] = [(f"{HERE}/{change}/{name}", f"{FOLDER}/{name}")]
+        # The old one goes last: with both there, readers see rows twice but never miss one, and their union is right.
+        steps += [(f"{FOLDER}/{old}", f"{HERE}/{change}/old-{old}") for old in present if old != name]
+        work.publish(change, steps)
+    return total
+
+
+def restore_accounts(archive: Archive, store: Store) -> dict[str, int]:
+    """Adds what the store's accounts lack; returns rows added, by table.
+
+    A stream comes back without its pending range: unless its client says again that it still holds those readings, what
+    neither store nor archive has is missing, and the audit must say so.
+    """
+    added = {}
+    for table in ACCOUNTS:
+        have = {row[: table.key]: row for row in read_store(store, table)}
+        rows = []
+        for row in read_archive(archive, table):
+            mine = have.get(row[: table.key])
+            if mine is None or (table.version is not None and row[table.version] > mine[table.version]):
+                rows.append((*row[:3], 0, 0, row[5]) if table.name == "streams" else row)
+        if rows:
+            columns = {
+                name: as_column(name, values)
+                for name, values in zip(table.columns, zip(*rows, strict=True), strict=True)
+            }
+            store.insert(f"{store.database}.{table.name}", columns)
+        added[table.name] = len(rows)
+    return added
+
+
+def verify_accounts(archive: Archive) -> list[str]:
+    """What is wrong with the accounts' files."""
+    problems = []
+    for table in ACCOUNTS:
+        try:
+            read_archive(archive, table)
+        except (DamagedFile, pa.ArrowException) as error:
+            problems.append(str(error))
+    return problems
+
+
+def _encode(table: AccountTable, rows: list[Row]) -> bytes:
+    columns = list(zip(*rows, strict=True))
+    arrays = [pa.array(values, kind) for values, kind in zip(columns, table.columns.values(), strict=True)]
+    sink = io.BytesIO()
+    content = pa.table(arrays, schema=pa.schema(list(table.columns.items())))
+    pq.write_table(content, sink, compression="zstd", write_page_checksum=True)
+    return sink.getvalue()
+
+
+def _name(table: AccountTable, content: bytes) -> str:
+    return f"{table.name}.{hashlib.sha256(content).hexdigest()[:32]}.parquet"

@@ -1,0 +1,386 @@
+"""The archive's layout, its lock, and how a change is published so that a crash at any point is undone or finished.
+
+::
+
+    telemetry/day=2026-11-20/*.parquet   what Spark, DuckDB, Trino and Polars read
+    rejected/day=2026-11-20/*.parquet    messages that could not be stored
+    accounts/*.parquet                   what the clients say they produced, dropped, and what has expired
+    _manifests/TABLE/DAY.gen-0001.json   the truth about each day
+    _superseded/TABLE/DAY/               files that a later generation replaced
+    _locks/00000007                      the newest is the lock; its number grows for ever
+    _staging/00000007-3f9a…/             its owner's workspace
+    _trash/…                             what prune removed, until its time is over
+    _state.json                          what was verified when, and up to where each shard was read: a cache
+
+**The lock fences by rename.** Every step of publishing moves something out of its owner's workspace or into it. Who takes
+a lock over first moves the old workspace away, one atomic rename; from then on each further step of the old owner fails
+at the target, however long it was frozen. **A change is a plan of renames.** Everything is staged and checked, then the
+plan is written into the workspace, then it is carried out. Whoever gets the lock next carries a complete plan through to
+its end and deletes an incomplete one, so nothing is ever half published. Each step can be told to be done by its source
+being gone and its destination being there, so a lost answer or a second run does no harm.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import logging
+import os
+import secrets
+import socket
+import threading
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from datetime import UTC, date, datetime
+from typing import Any
+
+from skywave.errors import EXIT_TRY_LATER, SkywaveError
+
+from .manifest import BrokenManifest, Manifest, parse_name
+from .target import AlreadyExists, Entry, NotFound, Target, TargetError, TargetUnavailable
+
+log = logging.getLogger(__name__)
+
+MANIFESTS, LOCKS, STAGING, SUPERSEDED, TRASH, STATE = (
+    "_manifests", "_locks", "_staging", "_superseded", "_trash", "_state.json",
+)  # fmt: skip
+HERE = "@"
+"""In a plan: the workspace."""
+Step = tuple[str, str]
+
+
+class Locked(SkywaveError):
+    """Somebody else is changing the archive."""
+
+    exit_code = EXIT_TRY_LATER
+
+
+class LockLost(SkywaveError):
+    """The lock was taken over while we were away; nothing more was changed."""
+
+    exit_code = EXIT_TRY_LATER
+
+
+def day_folder(table: str, day: date) -> str:
+    """The folder of a day's data files."""
+    return f"{table}/day={day.isoformat()}"
+
+
+@dataclass
+class DayFiles:
+    """What lies in a day's folder."""
+
+    listed: dict[str, Entry]
+    """The files the manifest names, as far as they are there."""
+    alien: list[str]
+
+
+class Archive:
+    """Reading an archive; changing it needs a ``Workspace``."""
+
+    def __init__(self, target: Target) -> None:
+        self.target = target
+
+    def generations(self, table: str) -> dict[date, list[int]]:
+        """Every archived day and its generations, ascending."""
+        found: dict[date, list[int]] = {}
+        for entry in self.target.entries(f"{MANIFESTS}/{table}"):
+            if parsed := parse_name(entry.name):
+                found.setdefault(parsed[0], []).append(parsed[1])
+        return {day: sorted(found[day]) for day in sorted(found)}
+
+    def manifest(self, table: str, day: date, generation: int) -> Manifest:
+        """One generation's manifest; raises ``BrokenManifest`` or ``NewerManifest``."""
+        path = manifest_path(table, day, generation)
+        try:
+            content = self.target.read_bytes(path)
+        except NotFound as error:
+            raise BrokenManifest(f"{path}: missing", "Verify the archive.") from error
+        manifest = Manifest.decode(content, path)
+        if (manifest.table, manifest.day, manifest.generation) != (table, day, generation):
+            raise BrokenManifest(f"{path}: is that of {manifest.table} {manifest.name}", "Somebody renamed it.")
+        return manifest
+
+    def manifests(self, table: str) -> Iterator[tuple[date, Manifest | SkywaveError]]:
+        """The newest manifest of each day in order, or why it cannot be read."""
+
+        def load(item: tuple[date, list[int]]) -> tuple[date, Manifest | SkywaveError]:
+            try:
+                return item[0], self.manifest(table, item[0], item[1][-1])
+            except TargetUnavailable:
+                raise
+            except SkywaveError as error:
+                return item[0], error
+
+        with ThreadPoolExecutor(8) as pool:
+            yield from pool.map(load, self.generations(table).items())
+
+    def orphans(self, table: str) -> list[date]:
+        """Days that have a folder but no manifest: broken."""
+        known = self.generations(table)
+        found = []
+        for entry in self.target.entries(table):
+            with contextlib.suppress(ValueError):
+                day = date.fromisoformat(entry.name.removeprefix("day="))
+                if day not in known:
+                    found.append(day)
+        return found
+
+    def day_files(self, manifest: Manifest) -> DayFiles:
+        """What the day's folder holds, told apart by the manifest."""
+        wanted = {file.name for file in manifest.files}
+        entries = self.target.entries(day_folder(manifest.table, manifest.day))
+        return DayFiles(
+            {entry.name: entry for entry in entries if entry.name in wanted},
+            [entry.name for entry in entries if entry.name not in wanted],
+        )
+
+    def state(self) -> dict[str, Any]:
+        """The cache: ``{"markers": {table/day: {…}}, "verified": {table/day: {…}}}``."""
+        try:
+            state = json.loads(self.target.read_bytes(STATE))
+            if isinstance(state, dict):
+                return {"markers": {}, "verified": {}, **state}
+        except (NotFound, ValueError):
+            pass
+        return {"markers": {}, "verified": {}}
+
+    def verified(self, manifest: Manifest, state: dict[str, Any]) -> tuple[str, str] | None:
+        """Level and time at which exactly this generation was verified, or None."""
+        found = state["verified"].get(f"{manifest.table}/{manifest.day}")
+        return (found["level"], found["at"]) if found and found["generation"] == manifest.generation else None
+
+
+def manifest_path(table: str, day: date, generation: int) -> str:
+    """Where a generation's manifest lies."""
+    from .manifest import manifest_name
+
+    return f"{MANIFESTS}/{table}/{manifest_name(day, generation)}"
+
+
+class Workspace:
+    """The lock and its owner's folder; a context manager. ``ttl`` in seconds: a lock that shows no sign of life for as
+    long is taken over. Raises ``Locked`` when it is held by somebody alive.
+    """
+
+    def __init__(self, target: Target, ttl: float = 60.0) -> None:
+        self.target = target
+        self.ttl = ttl
+        self.number = 0
+        self.folder = ""
+        self._lock = ""
+        self._stop = threading.Event()
+        self._staged = 0
+
+    def __enter__(self) -> Workspace:
+        self._acquire()
+        self._heart = threading.Thread(target=self._beat, name="lock", daemon=True)
+        self._heart.start()
+        try:
+            self._recover()
+        except BaseException:
+            self.__exit__()
+            raise
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stop.set()
+        self._heart.join()
+        # The workspace stays if a plan could not be finished: the next owner of the lock goes on with it.
+        with contextlib.suppress(SkywaveError):
+            if not self._plans(self.folder):
+                self.target.delete(self.folder)
+            self.target.rename(self._lock, f"{self._lock}.free")
+
+    def staged(self, name: str) -> str:
+        """A path in the workspace."""
+        return f"{self.folder}/{name}"
+
+    def stage(self) -> str:
+        """A new folder in the workspace, as its name there."""
+        self._staged += 1
+        name = f"change-{self._staged}"
+        self._make(name)
+        return name
+
+    def _make(self, name: str) -> None:
+        self.target.make_folder(self.staged(name))
+        self.assert_owned()
+
+    def assert_owned(self) -> None:
+        """Raises ``LockLost`` if the workspace was moved away."""
+        if self.target.status(self._lock) is None:
+            raise LockLost(f"lock {self.number} was taken over by another process", "Run the command again.")
+
+    def publish(self, name: str, steps: list[Step]) -> None:
+        """Carries out renames as one change; ``@/…`` is in the workspace. When it returns, all of it is done; after any
+        error the whole of it is either not begun or will be finished by the next owner of the lock.
+        """
+        steps = [(source, destination) for source, destination in steps if source != destination]
+        for folder in sorted({destination.rpartition("/")[0] for _, destination in steps}):
+            if not folder.startswith(HERE):
+                self.target.make_folder(folder)
+        self.assert_owned()
+        self._put_plan(name, steps)
+        self._carry_out(self.folder, steps)
+        self.target.delete(self.staged(f"{name}.plan"))
+        self.assert_owned()
+
+    def _put_plan(self, name: str, steps: list[Step]) -> None:
+        body = json.dumps(steps)
+        content = f"{hashlib.sha256(body.encode()).hexdigest()} {body}".encode()
+        self.target.put(self.staged(f"{name}.writing"), content)
+        self.target.rename(self.staged(f"{name}.writing"), self.staged(f"{name}.plan"))
+
+    def _plans(self, folder: str) -> list[str]:
+        return [entry.name for entry in self.target.entries(folder) if entry.name.endswith(".plan")]
+
+    def _carry_out(self, folder: str, steps: list[Step]) -> None:
+        for source, destination in steps:
+            source, destination = (
+                f"{folder}{path[1:]}" if path.startswith(HERE) else path for path in (source, destination)
+            )
+            try:
+                self.target.rename(source, destination)
+            except (NotFound, TargetUnavailable) as error:
+                # Done before, by a crashed run or by a try whose answer was lost?
+                if self.target.status(source) is None and self.target.status(destination) is not None:
+                    continue
+                if isinstance(error, TargetUnavailable):
+                    raise
+                self.assert_owned()
+                raise TargetError(
+                    f"cannot move {source} to {destination}: {error}", "Somebody changed the archive by hand."
+                ) from error
+
+    # -- the lock --------------------------------------------------------------------------------------------------------
+
+    def _acquire(self) -> None:
+        self.target.make_folder(LOCKS)
+        self.target.make_folder(STAGING)
+        while True:
+            locks = {entry.name: entry for entry in self.target.entries(LOCKS)}
+            newest = max(locks, default="00000000")
+            number = int(newest.partition(".")[0])
+            if newest in locks and not newest.endswith(".free"):
+                self._wait_for_death(newest, locks[newest])
+            self.number = number + 1
+            token = f"{self.number:08}-{secrets.token_hex(8)}"
+            self.folder, self._lock = f"{STAGING}/{token}", f"{LOCKS}/{self.number:08}"
+            content = json.dumps({"token": token, **_me()}).encode()
+            if self._create_lock(content):
+                break
+        self.target.make_folder(self.folder)
+        for name in locks:
+            self.target.delete(f"{LOCKS}/{name}")
+
+    def _wait_for_death(self, name: str, lock: Entry) -> None:
+        """Returns when a lock's owner is surely gone; raises ``Locked`` at any sign of life.
+
+        Clocks of two hosts may differ, so an old sign of life is believed only after watching it, by our own clock.
+        """
+        owner = self._owner(name)
+        if _is_dead(owner):
+            return
+        since = time.monotonic()
+        age = time.time() - lock.modified
+        while age >= self.ttl and time.monotonic() - since < self.ttl:
+            time.sleep(min(0.5, self.ttl / 8))
+            now = self.target.status(f"{LOCKS}/{name}")
+            if now is None:
+                return
+            age = age if now.modified == lock.modified else 0.0
+        if age < self.ttl:
+            raise Locked(
+                f"the archive is locked by {owner.get('host', '?')} (pid {owner.get('pid', '?')}, sign of life"
+                f" {max(0.0, age):.0f} s ago)",
+                "Try again when it is done.",
+            )
+        log.warning("taking over the lock of %s, which shows no sign of life", owner.get("host", "?"))
+
+    def _create_lock(self, content: bytes) -> bool:
+        for attempt in range(20):
+            try:
+                self.target.create(self._lock, [content])
+                return True
+            except AlreadyExists:
+                # Ours, if an earlier try went through and its answer was lost.
+                return attempt > 0 and self.target.read_bytes(self._lock) == content
+            except TargetUnavailable:
+                if attempt == 19:
+                    raise
+                time.sleep(0.2)
+        raise AssertionError("unreachable")
+
+    def _owner(self, name: str) -> dict[str, Any]:
+        try:
+            owner = json.loads(self.target.read_bytes(f"{LOCKS}/{name}"))
+            return owner if isinstance(owner, dict) else {}
+        except (NotFound, ValueError):
+            return {}
+
+    def _beat(self) -> None:
+        while not self._stop.wait(self.ttl / 4):
+            with contextlib.suppress(SkywaveError):
+                self.target.touch(self._lock)
+
+    def _recover(self) -> None:
+        """Moves the workspaces of former owners into ours, which fences them, and finishes or removes their changes."""
+        for entry in self.target.entries(STAGING):
+            if f"{STAGING}/{entry.name}" == self.folder:
+                continue
+            taken = self.staged(f"from-{entry.name}")
+            with contextlib.suppress(NotFound):
+                self.target.rename(f"{STAGING}/{entry.name}", taken)
+        self._finish(self.folder)
+
+    def _finish(self, folder: str) -> None:
+        for entry in self.target.entries(folder):
+            path = f"{folder}/{entry.name}"
+            if entry.is_folder and entry.name.startswith("from-"):
+                self._finish(path)
+                self.target.delete(path)
+            elif entry.name.endswith(".plan"):
+                digest, _, body = self.target.read_bytes(path).decode(errors="replace").partition(" ")
+                if hashlib.sha256(body.encode()).hexdigest() == digest:
+                    log.warning("finishing the change %s of a run that was ended in the middle", entry.name)
+                    self._carry_out(folder, [(source, destination) for source, destination in json.loads(body)])
+                self.target.delete(path)
+
+
+def _me() -> dict[str, Any]:
+    boot = ""
+    with contextlib.suppress(OSError), open("/proc/sys/kernel/random/boot_id", encoding="ascii") as file:  # noqa: PTH123
+        boot = file.read().strip()
+    return {
+        "host": socket.gethostname(), "pid": os.getpid(), "boot": boot, "started": _process_start(os.getpid()),
+        "since": utc_now(),
+    }  # fmt: skip
+
+
+def _process_start(pid: int) -> str:
+    try:
+        with open(f"/proc/{pid}/stat", encoding="ascii", errors="replace") as file:  # noqa: PTH123
+            return file.read().rpartition(")")[2].split()[19]
+    except OSError:
+        return ""
+
+
+def _is_dead(owner: dict[str, Any]) -> bool:
+    """True if the owner ran on this host, in this boot, and has ended."""
+    me = _me()
+    same_host = bool(me["boot"]) and (owner.get("host"), owner.get("boot")) == (me["host"], me["boot"])
+    return same_host and _process_start(int(owner.get("pid", 0))) != owner.get("started")
+
+
+def utc_now() -> str:
+    """The time as ISO 8601 in UTC, to the second."""
+    return datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+
+
+def utc_today() -> date:
+    """Today's date in UTC."""
+    return datetime.now(UTC).date()

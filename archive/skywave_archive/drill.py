@@ -1,0 +1,70 @@
+"""The scheduled proof that the archive works: a random day is restored into a throw-away database, and compared."""
+
+from __future__ import annotations
+
+import random
+import secrets
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, replace
+from datetime import date
+from typing import Any
+
+from skywave import config
+from skywave.errors import EXIT_DATA, SkywaveError
+from skywave.server.store import open_store
+
+from .archive import Archive
+from .manifest import Manifest
+from .restore import Restorer, Selection
+from .tables import TELEMETRY
+
+
+class NothingToDrill(SkywaveError):
+    """No archived day has rows."""
+
+    exit_code = EXIT_DATA
+
+
+@dataclass
+class Drill:
+    """What was restored, and whether count and digest are the manifest's."""
+
+    day: date
+    rows: int
+    digest: str
+    passed: bool
+    problems: list[str]
+
+    def as_json(self) -> dict[str, Any]:
+        """For ``--json``."""
+        return {**asdict(self), "day": self.day.isoformat()}
+
+
+def drill(
+    archive: Archive, settings: config.Store, day: date | None, progress: Callable[[int], None] = lambda _: None
+) -> Drill:
+    """Restores a day (a random one by default) next to the store's own database and drops it again."""
+    days = {
+        found: manifest
+        for found, manifest in archive.manifests(TELEMETRY.name)
+        if not isinstance(manifest, SkywaveError) and manifest.rows and day in (None, found)
+    }
+    if not days:
+        raise NothingToDrill(
+            f"there is no archived day with rows to restore{f': {day}' if day else ''}", "See the list."
+        )
+    manifest: Manifest = days[random.SystemRandom().choice(sorted(days))]
+    database = f"{settings.database}_drill_{secrets.token_hex(4)}"
+    restorer = Restorer(archive, [replace(settings, database=database)], Selection(), False, progress)
+    try:
+        restorer.prepare()
+        result = restorer.restore(TELEMETRY, manifest)
+        store = restorer.stores[0]
+        rows, total = store.query(f"SELECT {TELEMETRY.digest_sql} FROM {database}.{TELEMETRY.name} FINAL")[0]
+        passed = (int(rows), int(total)) == (manifest.rows, manifest.digest)
+        return Drill(manifest.day, int(rows), str(total), passed and not result.problems, result.problems)
+    finally:
+        restorer.close()
+        cleaner = open_store(settings)
+        cleaner.query(f"DROP DATABASE IF EXISTS {database}")
+        cleaner.close()

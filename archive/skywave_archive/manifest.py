@@ -1,0 +1,166 @@
+"""A day's manifest: the truth about it for restore, verify and prune.
+
+Format 1 is one JSON object: see ``Manifest``. 64-bit numbers that JSON readers round (digests, streams) are strings.
+``sha256`` is over the rest of the document in canonical form (sorted keys, no spaces). A generation's manifest never
+changes; the highest generation of a day is the day.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import asdict, dataclass, field, replace
+from datetime import date
+from typing import Any
+
+from skywave.errors import EXIT_DATA, EXIT_USAGE, SkywaveError
+
+from .ranges import Ranges, StreamName
+from .tables import add
+
+FORMAT = 1
+
+
+class BrokenManifest(SkywaveError):
+    """A manifest is missing, cut short or changed: its day is neither restorable nor prunable until mended."""
+
+    exit_code = EXIT_DATA
+
+
+class NewerManifest(SkywaveError):
+    """A manifest was written by a later version."""
+
+    exit_code = EXIT_USAGE
+
+
+@dataclass(frozen=True)
+class File:
+    """One data file; ``digest`` of its rows, ``first_client`` and ``last_client`` bound its client_ids, the times are the
+    smallest and largest created_at (µs UTC) and None in an empty file."""
+
+    name: str
+    shard: str
+    rows: int
+    digest: int
+    bytes: int
+    sha256: str
+    first_client: int
+    last_client: int
+    min_time: int
+    max_time: int
+
+
+@dataclass(frozen=True)
+class ShardState:
+    """What a shard held when the day was exported. ``marker`` changes when rows are inserted, not when parts merge."""
+
+    rows: int
+    digest: int
+    marker: str
+    version: str
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """One generation of one day of one table.
+
+    ``unnamed_rows`` counts rows without numbered streams, per client. ``sealed``: the day was over, every shard was
+    there, and what was read is what the shards held at the end. ``replaced`` names the files of the generation before
+    that are not part of this one.
+    """
+
+    table: str
+    day: date
+    generation: int
+    sealed: bool
+    created: str
+    skywave: str
+    ddl: dict[str, str]
+    columns: list[list[str]]
+    shards: dict[str, ShardState]
+    files: list[File] = field(default_factory=list)
+    streams: dict[StreamName, Ranges] = field(default_factory=dict)
+    unnamed_rows: dict[int, int] = field(default_factory=dict)
+    replaced: list[str] = field(default_factory=list)
+
+    @property
+    def name(self) -> str:
+        """Its file's name; sorts by day, then generation."""
+        return manifest_name(self.day, self.generation)
+
+    @property
+    def rows(self) -> int:
+        """Rows of the day."""
+        return sum(file.rows for file in self.files)
+
+    @property
+    def total_bytes(self) -> int:
+        """Bytes of the day's files."""
+        return sum(file.bytes for file in self.files)
+
+    @property
+    def digest(self) -> int:
+        """The row digest of the day."""
+        return add(*(file.digest for file in self.files))
+
+    def encode(self) -> bytes:
+        """As a file's content."""
+        body: dict[str, Any] = {"format": FORMAT, **asdict(replace(self, streams={}, shards={}, files=[]))}
+        body["day"] = self.day.isoformat()
+        body["rows"], body["bytes"], body["digest"] = self.rows, self.total_bytes, str(self.digest)
+        times = [(f.min_time, f.max_time) for f in self.files if f.rows]
+        body["min_time"] = min((low for low, _ in times), default=None)
+        body["max_time"] = max((high for _, high in times), default=None)
+        body["shards"] = {name: {**asdict(s), "digest": str(s.digest)} for name, s in self.shards.items()}
+        body["files"] = [{**asdict(file), "digest": str(file.digest)} for file in self.files]
+        body["streams"] = [
+            {"client_id": name.client_id, "stream": str(name.stream), "rows": ranges.numbers, "ranges": ranges.pairs()}
+            for name, ranges in sorted(self.streams.items())
+        ]
+        body["unnamed_rows"] = {str(client): rows for client, rows in self.unnamed_rows.items()}
+        body["sha256"] = _hash(body)
+        return json.dumps(body, indent=1, sort_keys=True).encode() + b"\n"
+
+    @classmethod
+    def decode(cls, content: bytes, where: str) -> Manifest:
+        """From a file's content; raises ``BrokenManifest`` or ``NewerManifest`` with ``where`` in the message."""
+        try:
+            body = json.loads(content)
+            if body["format"] > FORMAT:
+                raise NewerManifest(
+                    f"{where} has format {body['format']}, this version reads up to {FORMAT}",
+                    f"Use Skywave {body.get('skywave', '')} or newer.",
+                )
+            if body["sha256"] != _hash({key: value for key, value in body.items() if key != "sha256"}):
+                raise ValueError("its hash does not match its content")
+            return cls(
+                body["table"], date.fromisoformat(body["day"]), body["generation"], body["sealed"], body["created"],
+                body["skywave"], body["ddl"], body["columns"],
+                {name: ShardState(**{**s, "digest": int(s["digest"])}) for name, s in body["shards"].items()},
+                [File(**{**file, "digest": int(file["digest"])}) for file in body["files"]],
+                {StreamName(s["client_id"], int(s["stream"])): Ranges.of(s["ranges"]) for s in body["streams"]},
+                {int(client): rows for client, rows in body["unnamed_rows"].items()}, body["replaced"],
+            )  # fmt: skip
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise BrokenManifest(
+                f"{where}: broken manifest: {error}", "Its day can be exported anew while the store still holds it."
+            ) from error
+
+
+def manifest_name(day: date, generation: int) -> str:
+    """The file's name of a generation's manifest."""
+    return f"{day.isoformat()}.gen-{generation:04}.json"
+
+
+def parse_name(name: str) -> tuple[date, int] | None:
+    """Day and generation of a manifest's file name; None for an alien one."""
+    day, separator, rest = name.partition(".gen-")
+    number, dot, suffix = rest.partition(".")
+    try:
+        return (date.fromisoformat(day), int(number)) if separator and (dot, suffix) == (".", "json") else None
+    except ValueError:
+        return None
+
+
+def _hash(body: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(body, sort_keys=True, separators=(",", ":")).encode()).hexdigest()

@@ -1,0 +1,354 @@
+"""From the archive into a store: any number of shards, empty or not, all rows or some.
+
+Each day goes into a staging table first. Only when the rows there have the count and digest of what was read, and that is
+what the manifest says, does the day's partition move into the table, in one statement. What a restore has done is known
+from the target itself, so one that was ended in the middle is run again and goes on.
+
+Restore while no server writes into the target: its rows of the same day could get lost between two statements.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import asdict, dataclass, field
+from datetime import date
+from typing import Any
+from urllib.parse import parse_qs, unquote, urlparse
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from skywave import config
+from skywave.errors import EXIT_DATA, ConfigError, SkywaveError
+from skywave.server.store import Store, as_column, open_store, text
+
+from .archive import Archive, day_folder
+from .datafile import DamagedFile, read_rows
+from .manifest import File, Manifest
+from .tables import Table, add, digest, row_hashes
+
+Progress = Callable[[int], None]
+
+
+class NotEmpty(SkywaveError):
+    """The target has rows of that day already."""
+
+    exit_code = EXIT_DATA
+
+
+class NotTheSame(SkywaveError):
+    """What was written is not what was read. Nothing was moved into the table."""
+
+    exit_code = EXIT_DATA
+
+
+@dataclass(frozen=True)
+class Selection:
+    """Which rows to restore; times in µs UTC, ``until`` excluded."""
+
+    client_id: int | None = None
+    key: bytes | None = None
+    since: int | None = None
+    until: int | None = None
+
+    @property
+    def everything(self) -> bool:
+        """True if nothing is left out."""
+        return self == Selection()
+
+    def concerns(self, file: File) -> bool:
+        """Whether a file can hold chosen rows."""
+        return (
+            (self.client_id is None or file.first_client <= self.client_id <= file.last_client)
+            and (self.since is None or file.max_time >= self.since)
+            and (self.until is None or file.min_time < self.until)
+        )
+
+    def of(self, batch: pa.RecordBatch) -> pa.RecordBatch:
+        """The chosen rows of a batch."""
+        for column, chosen, test in (
+            ("client_id", self.client_id, pc.equal), ("data_key", self.key, pc.equal),
+            ("created_at", self.since, pc.greater_equal), ("created_at", self.until, pc.less),
+        ):  # fmt: skip
+            if chosen is not None:
+                batch = batch.filter(test(batch[column], pa.scalar(chosen, batch.schema.field(column).type)))
+        return batch
+
+
+@dataclass
+class DayRestored:
+    """What happened to one day: ``restored``, ``merged``, ``there already``, ``empty`` or ``failed``."""
+
+    table: str
+    day: date
+    outcome: str
+    rows: int = 0
+    seconds: float = 0.0
+    problems: list[str] = field(default_factory=list)
+
+    def as_json(self) -> dict[str, Any]:
+        """For ``--json``."""
+        return {**asdict(self), "day": self.day.isoformat()}
+
+
+def parse_url(url: str) -> config.Store:
+    """A target store: ``clickhouse://[user@]host[:port][/database][?password_file=…&ca_file=…]`` or
+    ``embedded:FOLDER[?database=…]``; raises ``ConfigError``."""
+    parts = urlparse(url)
+    options = {name: values[-1] for name, values in parse_qs(parts.query, strict_parsing=bool(parts.query)).items()}
+    body: dict[str, Any] = {**options, "timeout": 600.0}
+    try:
+        if parts.scheme == "embedded":
+            body |= {"kind": "embedded", "path": unquote(parts.path)}
+        elif parts.scheme == "clickhouse" and parts.hostname and not parts.password:
+            body |= {"kind": "clickhouse", "host": parts.hostname}
+            body |= {"port": parts.port} if parts.port else {}
+            body |= {"user": unquote(parts.username)} if parts.username else {}
+            body |= {"database": parts.path.strip("/")} if parts.path.strip("/") else {}
+        else:
+            raise ValueError("is neither clickhouse:// nor embedded:")
+        return config.parse(body, config.Store, f"--into {url}")
+    except ValueError as error:
+        raise ConfigError(
+            f"--into {url}: {error}",
+            "For example clickhouse://default@10.0.0.5:9000/telemetry?password_file=secret, or embedded:FOLDER.",
+        ) from error
+
+
+class Restorer:
+    """Restores days into the shards of a target; a client's rows go to shard ``client_id % number of shards``."""
+
+    def __init__(
+        self, archive: Archive, targets: list[config.Store], selection: Selection, merge: bool,
+        progress: Progress = lambda _: None,
+    ) -> None:  # fmt: skip
+        self.archive, self.selection, self.merge, self.progress = archive, selection, merge, progress
+        self.stores = [open_store(target) for target in targets]
+
+    def prepare(self) -> None:
+        """Makes the tables that the target lacks."""
+        for store in self.stores:
+            store.migrate()
+
+    def close(self) -> None:
+        """Ends the connections."""
+        for store in self.stores:
+            store.close()
+
+    def restore(self, table: Table, manifest: Manifest) -> DayRestored:
+        """Restores one day. Damaged files are left out and named, and the rest goes on."""
+        result = DayRestored(table.name, manifest.day, "restored")
+        files = [file for file in manifest.files if self.selection.concerns(file)]
+        shards = [_Shard(store, table, manifest, self._tag(manifest)) for store in self.stores]
+        if not files:
+            result.outcome = "empty"
+            return result
+        todo = [
+            not shard.done(manifest if len(shards) == 1 and self.selection.everything else None) for shard in shards
+        ]
+        if not any(todo):
+            result.outcome = "there already"
+            return result
+        for shard, wanted in zip(shards, todo, strict=True):
+            if wanted and not self.merge and shard.count_digest()[0]:
+                raise NotEmpty(
+                    f"{shard.target} has rows of {manifest.day} already, and other ones than would be restored",
+                    "Restore into another database, or add only what is missing with --merge.",
+                )
+        for file in files:
+            try:
+                self._stage(table, manifest, file, shards, todo)
+            except DamagedFile as error:
+                result.problems.append(str(error))
+                for shard, wanted in zip(shards, todo, strict=True):
+                    if wanted:
+                        shard.drop_file()
+        for shard, wanted in zip(shards, todo, strict=True):
+            if wanted:
+                result.rows += shard.publish(self.merge, complete=not result.problems)
+        result.outcome = "failed" if result.problems else "merged" if self.merge else "restored"
+        return result
+
+    def _tag(self, manifest: Manifest) -> str:
+        """Names what is being restored, so that a later run knows its own work."""
+        chosen = "" if self.selection.everything else repr(self.selection)
+        return f"{manifest.generation}/{manifest.digest}/{len(self.stores)}/{chosen}"
+
+    def _stage(self, table: Table, manifest: Manifest, file: File, shards: list[_Shard], todo: list[bool]) -> None:
+        path = f"{day_folder(table.name, manifest.day)}/{file.name}"
+        for shard, wanted in zip(shards, todo, strict=True):
+            if wanted:
+                shard.begin_file()
+        with ThreadPoolExecutor(1, "insert") as pool:
+            waiting: Future[None] | None = None
+            try:
+                for batch in read_rows(self.archive.target, path, table, file):
+                    self.progress(batch.num_rows)
+                    if waiting:
+                        waiting.result()
+                    waiting = pool.submit(self._insert, self.selection.of(batch), shards, todo)
+                if waiting:
+                    waiting.result()
+            finally:
+                if waiting:
+                    waiting.exception()
+        for shard, wanted in zip(shards, todo, strict=True):
+            if wanted:
+                shard.end_file()
+
+    def _insert(self, batch: pa.RecordBatch, shards: list[_Shard], todo: list[bool]) -> None:
+        owner = batch.column("client_id").to_numpy() % len(shards)
+        for number, (shard, wanted) in enumerate(zip(shards, todo, strict=True)):
+            if wanted and batch.num_rows:
+                shard.insert(batch if len(shards) == 1 else batch.filter(pa.array(owner == number)))
+
+
+class _Shard:
+    """One day on its way into one shard of the target."""
+
+    def __init__(self, store: Store, table: Table, manifest: Manifest, tag: str) -> None:
+        self.store, self.table, self.day, self.tag = store, table, manifest.day, tag
+        self.target = f"{store.database}.{table.name}"
+        self.staging = f"{self.target}_restoring_{manifest.day:%Y%m%d}"
+        self.file_staging = f"{self.staging}_file"
+        self._journal = f"restored {table.name} {manifest.day}"
+        self._rows = self._digest = 0
+        self._file_rows = self._file_digest = 0
+        self._begun = False
+
+    # -- what the target has -----------------------------------------------------------------------------------------------
+
+    def count_digest(self, table: str | None = None) -> tuple[int, int]:
+        """Rows and digest of the day in the target, or in another table of its columns."""
+        final = " FINAL" if table is None else ""
+        rows, total = self.store.query(
+            f"SELECT {self.table.digest_sql} FROM {table or self.target}{final} WHERE day = '{self.day}'"
+        )[0]
+        return int(rows), int(total)
+
+    def done(self, manifest: Manifest | None) -> bool:
+        """True if the target's day is what this restore would make it: by its own note, or by the manifest."""
+        have = self.count_digest()
+        if manifest is not None and have == (manifest.rows, manifest.digest):
+            return True
+        found = self.store.query(f"SELECT value FROM {self.store.database}.meta FINAL WHERE name = '{self._journal}'")
+        return bool(have[0]) and bool(found) and text(found[0][0]) == f"{have[0]} {have[1]} {self.tag}"
+
+    def _marker(self) -> int:
+        return int(
+            self.store.query(
+                "SELECT max(max_block_number) FROM system.parts WHERE active AND"
+                f" database = '{self.store.database}' AND table = '{self.table.name}' AND partition = '{self.day}'"
+            )[0][0]
+        )
+
+    # -- staging -----------------------------------------------------------------------------------------------------------
+
+    def _create(self, name: str, engine: str) -> None:
+        self.store.query(f"DROP TABLE IF EXISTS {name}")
+        settings = " SETTINGS fsync_after_insert = 1, fsync_part_directory = 1" if self.store.modern else ""
+        order = ", ".join(self.table.identity)
+        self.store.query(
+            f"CREATE TABLE {name} AS {self.target} ENGINE = {engine}() PARTITION BY day ORDER BY ({order}){settings}"
+        )
+
+    def begin_file(self) -> None:
+        """Makes room for one file's rows."""
+        if not self._begun:
+            self._create(self.staging, "MergeTree")
+            self._begun = True
+        self._create(self.file_staging, "MergeTree")
+        self._file_rows = self._file_digest = 0
+
+    def insert(self, batch: pa.RecordBatch) -> None:
+        """Inserts rows of the file as one block."""
+        columns: dict[str, Any] = {}
+        keys: list[bytes] | None = None
+        for name in self.table.columns:
+            column = batch.column(name)
+            if name == "data_key":
+                encoded = column.dictionary_encode()
+                columns[name], keys = encoded.indices.to_numpy(), encoded.dictionary.to_pylist()
+            elif pa.types.is_binary(column.type):
+                columns[name] = as_column(name, column.to_pylist())
+            else:
+                columns[name] = column.to_numpy()
+        columns["day"] = np.full(batch.num_rows, np.datetime64(self.day))
+        self.store.insert(self.file_staging, columns, keys)
+        self._file_rows += batch.num_rows
+        self._file_digest = add(self._file_digest, digest(row_hashes(batch)))
+
+    def end_file(self) -> None:
+        """Takes the rows of a file over that was read to its end and found good."""
+        if self._file_rows:
+            self.store.query(f"ALTER TABLE {self.staging} ATTACH PARTITION '{self.day}' FROM {self.file_staging}")
+        self._rows += self._file_rows
+        self._digest = add(self._digest, self._file_digest)
+        self.drop_file()
+
+    def drop_file(self) -> None:
+        """Forgets the file's rows."""
+        self.store.query(f"DROP TABLE IF EXISTS {self.file_staging}")
+
+    # -- taking over -------------------------------------------------------------------------------------------------------
+
+    def publish(self, merge: bool, complete: bool) -> int:
+        """Moves the day into the table; returns how many rows of it are new there.
+
+        ``complete`` is noted, so that a later run does not take a day with damaged files for done.
+        """
+        rows, total = self.count_digest(self.staging) if self._begun else (0, 0)
+        if (rows, total) != (self._rows, self._digest):
+            raise NotTheSame(f"{self.staging} has other rows than were put there", "Run the restore again.")
+        if not rows:  # REPLACE from an empty partition would empty the target on 18.16
+            self.store.query(f"DROP TABLE IF EXISTS {self.staging}")
+            return 0
+        before, marker = self.count_digest(), self._marker()
+        if merge and before[0]:
+            rows, total = self._unite(before)
+            if self._marker() != marker:
+                raise NotEmpty(
+                    f"{self.target} got new rows of {self.day} during the restore",
+                    "Stop the servers, and run it again.",
+                )
+        if complete:
+            row = {"name": self._journal, "value": f"{rows} {total} {self.tag}", "at": time.time_ns() // 1000}
+            self.store.insert(f"{self.store.database}.meta", {name: as_column(name, [row[name]]) for name in row})
+        self.store.query(f"ALTER TABLE {self.target} REPLACE PARTITION '{self.day}' FROM {self.staging}")
+        if self.count_digest() != (rows, total):
+            raise NotTheSame(
+                f"{self.target} has other rows of {self.day} than were moved there", "Are servers running?"
+            )
+        self.store.sync()
+        self.store.query(f"DROP TABLE IF EXISTS {self.staging}")
+        return rows - before[0]
+
+    def _unite(self, before: tuple[int, int]) -> tuple[int, int]:
+        """Adds the target's rows to the staged ones; of a reading that both have, the target's copy stays."""
+        union = f"{self.staging}_union"
+        self._create(union, "ReplacingMergeTree")
+        columns = ", ".join((*self.table.columns, "day"))
+        # Last come, last kept.
+        self.store.query(f"INSERT INTO {union} ({columns}) SELECT {columns} FROM {self.staging}")
+        self.store.query(
+            f"INSERT INTO {union} ({columns}) SELECT {columns} FROM {self.target} FINAL WHERE day = '{self.day}'"
+        )
+        self.store.query(f"OPTIMIZE TABLE {union} PARTITION '{self.day}' FINAL")
+        rows, total = self.count_digest(union)
+        if rows < max(before[0], self._rows):
+            raise NotTheSame(f"{union} has {rows} rows, fewer than its parts", "Run the restore again.")
+        self.store.query(f"DROP TABLE {self.staging}")
+        self.store.query(f"RENAME TABLE {union} TO {self.staging}")
+        return rows, total
+
+
+def chosen_days(
+    archive: Archive, table: Table, first: date | None, last: date | None
+) -> Iterator[tuple[date, Manifest | SkywaveError]]:
+    """The days to restore, oldest first, each with its newest manifest or why it cannot be read."""
+    for day, manifest in archive.manifests(table.name):
+        if (first is None or day >= first) and (last is None or day <= last):
+            yield day, manifest

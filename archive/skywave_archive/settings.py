@@ -1,0 +1,62 @@
+"""The configuration of ``skywave-archive``."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from skywave import config
+from skywave.config import setting
+from skywave.errors import ConfigError
+
+
+@dataclass(frozen=True, kw_only=True)
+class Target:
+    """Where the archive lives."""
+
+    kind: str = setting("hdfs", "hdfs (over WebHDFS) or local (a folder of this host).", ("hdfs", "local"))
+    path: str = setting(..., "The archive's root: an absolute path in HDFS, or a local folder.")
+    urls: str = setting("http://127.0.0.1:9870", "hdfs: WebHDFS addresses of the NameNodes, with ; between them.")
+    user: str = setting("skywave", "hdfs: user name.")
+    timeout: float = setting(30.0, "hdfs: seconds to wait for an answer or the next bytes.", (0.5, 3600))
+    retry_for: float = setting(60.0, "hdfs: seconds for which to try again while nobody answers.", (0, 86400))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Export:
+    """How days are exported."""
+
+    file_bytes: int = setting(512 << 20, "A data file ends when it has about as many bytes.", (1 << 16, 1 << 34))
+    parallel: int = setting(2, "Most shards to read at once.", (1, 64))
+    repeats: int = setting(2, "How often a day that changed while it was read is read again.", (0, 100))
+    lock_ttl: float = setting(60.0, "Seconds without a sign of life after which a lock is taken over.", (0.5, 3600))
+    trash_days: int = setting(7, "Days for which pruned files stay in the archive's trash.", (0, 3650))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Archive:
+    """Configuration of `skywave-archive`."""
+
+    store: config.Store = field(default_factory=config.Store)
+    shards: dict[str, config.Store] = setting(
+        {}, "The store's shards by name, if it has several; each a table like [store]. They replace [store]."
+    )
+    target: Target
+    export: Export = field(default_factory=Export)
+    metrics_file: str = setting("", "File for Prometheus' textfile collector; written after each command.")
+
+    def stores(self) -> dict[str, config.Store]:
+        """Every shard by its name; the one of an unsharded store is called 1."""
+        return self.shards or {"1": self.store}
+
+
+def load(path: str) -> Archive:
+    """Reads the TOML file; raises ``ConfigError``."""
+    settings = config.load(path, Archive)
+    for name in settings.shards:
+        if not name.isalnum():
+            raise ConfigError(f"{path}: shard {name!r} must be of letters and digits")
+    if settings.target.kind == "hdfs" and (
+        not settings.target.path.startswith("/") or set("#:=") & set(settings.target.path)
+    ):
+        raise ConfigError(f"{path}: target.path {settings.target.path!r} must be absolute and without # : =")
+    return settings

@@ -1,0 +1,144 @@
+"""One shard of the store as the archive sees it: which days it has, their rows, count and digest.
+
+Duplicates are hidden with FINAL inside the partition. A day's *marker* is the highest block number of its parts: inserts
+raise it, merges keep it; with the time at which the table was made or altered, so that a rebuilt table is looked at anew.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from datetime import date
+
+import pyarrow as pa
+
+from skywave import config
+from skywave.errors import EXIT_DATA, SkywaveError
+from skywave.server.store import Store, open_store, text
+
+from .tables import Table
+
+
+class SchemaChanged(SkywaveError):
+    """A table of the store has not the columns that this version archives."""
+
+    exit_code = EXIT_DATA
+
+
+class Shard:
+    """One connection to one shard; for one thread."""
+
+    def __init__(self, name: str, settings: config.Store) -> None:
+        self.name = name
+        self.settings = settings
+        self.store: Store = open_store(settings)
+
+    def close(self) -> None:
+        """Ends the connection."""
+        self.store.close()
+
+    def another(self) -> Shard:
+        """A second connection."""
+        return Shard(self.name, self.settings)
+
+    def version(self) -> str:
+        """The database's version."""
+        return text(self.store.query("SELECT version()")[0][0])
+
+    def ddl(self, table: Table) -> str:
+        """The statement that made the table."""
+        return text(self.store.query(f"SHOW CREATE TABLE {self._table(table)}")[0][0])
+
+    def markers(self, table: Table) -> dict[date, str]:
+        """Each day that has rows, with its marker."""
+        database = self.store.database
+        made = self.store.query(
+            "SELECT toUInt64(toUnixTimestamp(metadata_modification_time)) FROM system.tables"
+            f" WHERE database = '{database}' AND name = '{table.name}'"
+        )
+        rows = self.store.query(
+            "SELECT partition, max(max_block_number) FROM system.parts"
+            f" WHERE active AND database = '{database}' AND table = '{table.name}' AND rows > 0"
+            " GROUP BY partition ORDER BY partition"
+        )
+        return {date.fromisoformat(text(day)): f"{int(made[0][0])}:{int(block)}" for day, block in rows}
+
+    def count_digest(self, table: Table, day: date) -> tuple[int, int]:
+        """Rows and digest of a day."""
+        self.sync_replica(table)
+        rows, total = self.store.query(f"SELECT {table.digest_sql} FROM {self._table(table)} FINAL WHERE {_on(day)}")[0]
+        return int(rows), int(total)
+
+    def rows(self, table: Table, day: date) -> Iterator[pa.RecordBatch]:
+        """A day's rows, sorted as the table, as batches of the table's columns."""
+        self.check_columns(table)
+        self.sync_replica(table)
+        columns = ", ".join(table.columns)
+        # 18.16's FINAL is one merged stream in the table's order; current engines split it unless told to sort.
+        order = f" ORDER BY {', '.join(table.identity)}" if self.store.modern else ""
+        settings = f"max_block_size = {table.block_rows}"
+        if self.store.modern:
+            settings += ", do_not_merge_across_partitions_select_final = 1, optimize_read_in_order = 1"
+        for batch in self.store.stream(
+            f"SELECT {columns} FROM {self._table(table)} FINAL WHERE {_on(day)}{order} SETTINGS {settings}"
+        ):
+            yield batch.cast(table.schema)
+
+    def sync_replica(self, table: Table) -> None:
+        """Waits until this replica has what the others have; nothing to do for a table that is not replicated."""
+        engine = self.store.query(
+            f"SELECT engine FROM system.tables WHERE database = '{self.store.database}' AND name = '{table.name}'"
+        )
+        if engine and text(engine[0][0]).startswith("Replicated"):
+            self.store.query(f"SYSTEM SYNC REPLICA {self._table(table)}")
+
+    def replica_lag(self) -> int | None:
+        """Seconds by which the most delayed table of this replica is behind; None if nothing is replicated."""
+        if not self.store.query("SELECT count() FROM system.tables WHERE database = 'system' AND name = 'replicas'")[0][
+            0
+        ]:
+            return None
+        rows = self.store.query(
+            "SELECT count(), toUInt64(max(absolute_delay)), toUInt64(sum(is_readonly)) FROM system.replicas"
+            f" WHERE database = '{self.store.database}'"
+        )
+        count, delay, readonly = rows[0]
+        return None if not count else 1 << 31 if readonly else int(delay)
+
+    def check_columns(self, table: Table) -> None:
+        """Raises ``SchemaChanged`` if the table's columns are not those that are archived."""
+        found = self.store.query(
+            "SELECT name, type FROM system.columns"
+            f" WHERE database = '{self.store.database}' AND table = '{table.name}' AND default_kind != 'ALIAS'"
+        )
+        have = {text(name): text(kind) for name, kind in found}
+        want = {**{name: _SQL_TYPES[str(kind)] for name, kind in table.columns.items()}, "day": "Date"}
+        if have != want:
+            differ = sorted(f"{name} {kind}" for name, kind in have.items() ^ want.items())
+            raise SchemaChanged(
+                f"{self._table(table)} on shard {self.name} has other columns than this version archives:"
+                f" {', '.join(differ)}",
+                "Nothing was exported. Use the Skywave version that made the table, or undo the change.",
+            )
+
+    def _table(self, table: Table) -> str:
+        return f"{self.store.database}.{table.name}"
+
+
+_SQL_TYPES = {"uint32": "UInt32", "uint64": "UInt64", "int64": "Int64", "double": "Float64", "binary": "String"}
+
+
+def columns_of(table: Table) -> list[list[str]]:
+    """The columns as a manifest records them."""
+    return [[name, _SQL_TYPES[str(kind)]] for name, kind in table.columns.items()]
+
+
+def _on(day: date) -> str:
+    return f"day = '{day.isoformat()}'"
+
+
+def open_shards(settings: dict[str, config.Store]) -> list[Shard]:
+    """All shards; raises ``StoreUnavailable`` naming the first that does not answer: no day is whole without it."""
+    shards = [Shard(name, store) for name, store in settings.items()]
+    for shard in shards:
+        shard.version()
+    return shards

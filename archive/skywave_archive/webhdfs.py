@@ -1,0 +1,219 @@
+"""The archive in HDFS, over WebHDFS with the ``hdfs`` package.
+
+That package does one pass over the NameNodes without a pause, knows neither time-outs nor resumed reads unless told, obeys
+proxies of the environment and has no exclusive rename; all that is added here. RENAME with ``renameoptions`` is atomic and
+never replaces or nests; CREATE with ``createparent=false`` fails where a later owner of the lock has moved the folder away.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any, TypeVar
+
+import hdfs
+import requests
+
+from .settings import Target as Settings
+from .target import (
+    AlreadyExists,
+    Entry,
+    NotFound,
+    Target,
+    TargetDenied,
+    TargetError,
+    TargetFull,
+    TargetUnavailable,
+    attempts,
+)
+
+T = TypeVar("T")
+_CHUNK = 1 << 20
+_KINDS: dict[str, tuple[type[TargetError | TargetDenied | TargetUnavailable], str]] = {
+    "FileNotFoundException": (NotFound, ""),
+    "ParentNotDirectoryException": (NotFound, ""),
+    "FileAlreadyExistsException": (AlreadyExists, ""),
+    "PathIsNotEmptyDirectoryException": (AlreadyExists, ""),
+    "AccessControlException": (TargetDenied, "Give the archive's root to target.user: hdfs dfs -chown."),
+    "SecurityException": (TargetDenied, "Check target.user and the cluster's security."),
+    "NSQuotaExceededException": (TargetFull, "Raise the name quota: hdfs dfsadmin -setQuota."),
+    "DSQuotaExceededException": (
+        TargetFull,
+        "Raise the space quota (it counts replicas): hdfs dfsadmin -setSpaceQuota.",
+    ),
+    "QuotaByStorageTypeExceededException": (TargetFull, "Raise the quota of the storage type."),
+    "SafeModeException": (TargetUnavailable, "The NameNode is in safe mode: hdfs dfsadmin -safemode get."),
+    "StandbyException": (TargetUnavailable, "No NameNode is active: hdfs haadmin -getAllServiceState."),
+}
+
+
+class WebHdfsTarget(Target):
+    """See ``Target``."""
+
+    def __init__(self, settings: Settings) -> None:
+        self._settings = settings
+        self._root = settings.path.rstrip("/")
+        self._local = threading.local()
+        self.retry_for = settings.retry_for
+        self.where = f"hdfs {settings.urls} {self._root}"
+
+    # -- calls ---------------------------------------------------------------------------------------------------------
+
+    def _client(self) -> Any:
+        """One a thread: a session of ``requests`` belongs to one thread."""
+        if not hasattr(self._local, "client"):
+            session = requests.Session()
+            session.trust_env = False  # no proxies from the environment
+            timeout = (min(5.0, self._settings.timeout), self._settings.timeout)
+            self._local.client = hdfs.InsecureClient(
+                self._settings.urls, user=self._settings.user, timeout=timeout, session=session
+            )
+        return self._local.client
+
+    def _call(self, path: str, work: Callable[[Any, str], T], retry: bool = True) -> T:
+        full = f"{self._root}/{path}".rstrip("/")
+        for attempt in attempts(self.retry_for if retry else 0):
+            try:
+                return work(self._client(), full)
+            except (hdfs.HdfsError, requests.RequestException, KeyError, ValueError) as error:
+                translated = _translated(error, full)
+                if not isinstance(translated, TargetUnavailable) or isinstance(translated, TargetFull):
+                    raise translated from error
+                attempt.failed(translated)
+        raise AssertionError("unreachable")
+
+    # -- see Target ----------------------------------------------------------------------------------------------------
+
+    def entries(self, path: str) -> list[Entry]:
+        """See ``Target.entries``."""
+        try:
+            found = self._call(path, lambda client, full: client.list(full, status=True))
+        except NotFound:
+            return []
+        return sorted(_entry(name, status) for name, status in found)
+
+    def status(self, path: str) -> Entry | None:
+        """See ``Target.status``."""
+        try:
+            found = self._call(path, lambda client, full: client.status(full))
+        except NotFound:
+            return None
+        return _entry(path.rpartition("/")[2], found)
+
+    def create(self, path: str, chunks: Iterable[bytes]) -> None:
+        """See ``Target.create``."""
+
+        def locate(client: Any, full: str) -> str:
+            # The NameNode checks nothing yet; it names the DataNode that will.
+            answer = client._create(full, overwrite="false", createparent="false")
+            return str(answer.headers["location"])
+
+        location = self._call(path, locate)
+
+        def send(client: Any, _: str) -> None:
+            answer = client._request(method="PUT", url=location, data=iter(chunks))
+            if answer.status_code != 201:
+                raise hdfs.client._to_error(answer)
+
+        self._call(path, send, retry=False)
+
+    def read(self, path: str, offset: int = 0, length: int | None = None) -> Iterator[bytes]:
+        """See ``Target.read``."""
+        at = offset
+        end: int | None = None if length is None else offset + length
+        if end is None:
+            status = self.status(path)
+            if status is None:
+                raise NotFound(f"{path}: not found")
+            end = status.size
+        progress = time.monotonic()
+        while at < end:
+            try:
+                with self._open(path, at, end - at) as answer:
+                    for chunk in answer.iter_content(_CHUNK):
+                        at += len(chunk)
+                        progress = time.monotonic()
+                        yield chunk
+                if at < end:
+                    raise requests.ConnectionError(f"{end - at} bytes are missing at the end")
+            except requests.RequestException as error:
+                if time.monotonic() - progress >= self.retry_for:
+                    raise _translated(error, path) from error
+                time.sleep(0.2)
+
+    def _open(self, path: str, offset: int, length: int) -> Any:
+        return self._call(path, lambda client, full: client._open(full, offset=offset, length=length))
+
+    def rename(self, source: str, destination: str) -> None:
+        """See ``Target.rename``."""
+        goal = f"{self._root}/{destination}"
+        self._call(source, lambda client, full: client._rename(full, destination=goal, renameoptions="NONE"))
+
+    def make_folder(self, path: str) -> None:
+        """See ``Target.make_folder``."""
+        self._call(path, lambda client, full: client.makedirs(full))
+
+    def delete(self, path: str) -> None:
+        """See ``Target.delete``."""
+        self._call(path, lambda client, full: client.delete(full, recursive=True))
+
+    def touch(self, path: str) -> None:
+        """See ``Target.touch``."""
+        self._call(path, lambda client, full: client.set_times(full, modification_time=int(time.time() * 1000)))
+
+    def free_bytes(self) -> int | None:
+        """See ``Target.free_bytes``. Only a space quota can be told over WebHDFS."""
+        try:
+            content = self._call("", lambda client, full: client.content(full))
+        except NotFound:
+            return None
+        quota = int(content.get("spaceQuota", -1))
+        return None if quota < 0 else max(0, quota - int(content["spaceConsumed"]))
+
+    def problems(self) -> list[str]:
+        """See ``Target.problems``."""
+        found = []
+        for url in self._settings.urls.split(";"):
+            try:
+                with requests.Session() as session:
+                    session.trust_env = False
+                    query = {"qry": "Hadoop:service=NameNode,name=NameNodeInfo"}
+                    answer = session.get(f"{url.rstrip('/')}/jmx", params=query, timeout=self._settings.timeout)
+                    beans = answer.json()["beans"]
+            except (requests.RequestException, ValueError, KeyError) as error:
+                found.append(f"NameNode {url}: {_short(error)}")
+                continue
+            if beans and beans[0].get("Safemode"):
+                found.append(f"NameNode {url} is in safe mode")
+        return found
+
+
+def _entry(name: str, status: dict[str, Any]) -> Entry:
+    return Entry(name, status["type"] == "DIRECTORY", status["length"], status["modificationTime"] / 1000)
+
+
+def _short(error: Exception) -> str:
+    return " ".join(str(error).split())[:300] or type(error).__name__
+
+
+def _translated(error: Exception, path: str) -> Exception:
+    if isinstance(error, hdfs.HdfsError):
+        name = str(error.exception or "")
+        text = _short(error)
+        if name in _KINDS:
+            kind, hint = _KINDS[name]
+            return kind(f"{path}: {text}", hint)
+        if "safe mode" in text.lower():
+            return TargetUnavailable(f"{path}: {text}", _KINDS["SafeModeException"][1])
+        if "minReplication" in text or "No space" in text:
+            return TargetFull(f"{path}: {text}", "Check the DataNodes: hdfs dfsadmin -report.")
+        if "Authentication failure" in text:
+            return TargetDenied(f"{path}: {text}", "Check target.user and the cluster's security.")
+        return TargetUnavailable(f"{path}: {name} {text}", "See the NameNode's log.")
+    text = _short(error)
+    if "NameResolution" in text or "Failed to resolve" in text or "name resolution" in text:
+        return TargetUnavailable(
+            f"{path}: {text}", "WebHDFS sends to DataNodes by host name: this host must be able to resolve them."
+        )
+    return TargetUnavailable(f"{path}: {text}", "Check target.urls and that the NameNodes and DataNodes answer.")
