@@ -6,8 +6,11 @@ import itertools
 import random
 
 import pytest
+from crash import Crasher
+from hadoop import Hdfs
 from parts import ClickHouse, Mosquitto, Postgres
 from stand import Stand
+from vault import Vault
 
 _numbers = itertools.count(1)
 
@@ -65,6 +68,51 @@ def stand(broker, clickhouse, database):
         yield stand
     finally:
         stand.remove()
+
+
+@pytest.fixture(scope="session")
+def hdfs():
+    cluster = Hdfs()
+    try:
+        cluster.start()
+        yield cluster
+    finally:
+        cluster.remove()
+
+
+@pytest.fixture(scope="session")
+def crasher():
+    crasher = Crasher()
+    try:
+        yield crasher
+    finally:
+        crasher.close()
+
+
+def _vault(clickhouse, database, target=""):
+    vault = Vault({"1": f"port = {clickhouse.port}"}, database, target)
+    try:
+        yield vault
+    finally:
+        vault.remove()
+
+
+@pytest.fixture
+def vault(clickhouse, database):
+    """ClickHouse and a local folder."""
+    yield from _vault(clickhouse, database)
+
+
+@pytest.fixture
+def hdfs_target(hdfs):
+    """The [target] table of a fresh root in HDFS."""
+    return f'kind = "hdfs"\nurls = "{hdfs.url}"\npath = "{hdfs.new_root()}"\ntimeout = 10\nretry_for = 10\n'
+
+
+@pytest.fixture
+def hdfs_vault(clickhouse, database, hdfs_target):
+    """ClickHouse and HDFS."""
+    yield from _vault(clickhouse, database, hdfs_target)
 
 
 @pytest.fixture

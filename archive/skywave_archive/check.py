@@ -10,7 +10,7 @@ from skywave.errors import SkywaveError
 
 from .archive import LOCKS, STAGING, Archive
 from .settings import Archive as Settings
-from .source import Shard
+from .source import Shard, open_shards
 from .tables import BY_DAY
 from .target import open_target
 
@@ -36,9 +36,8 @@ def check(settings: Settings) -> list[Check]:
     found = _target(settings)
     for name, store in settings.stores().items():
         try:
-            shard = Shard(name, store)
-            found += _shard(shard)
-            shard.close()
+            with open_shards({name: store}) as shards:
+                found += _shard(shards[0])
         except SkywaveError as error:
             found.append(Check(f"shard {name}", False, str(error)))
     return found

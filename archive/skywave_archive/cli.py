@@ -2,16 +2,10 @@
 
 from __future__ import annotations
 
-import functools
-import json
 import signal
-import sys
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass, field
-from datetime import UTC, date, datetime, timedelta
-from typing import Any
+from datetime import date, timedelta
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -21,10 +15,22 @@ from skywave.errors import EXIT_DATA, EXIT_TRY_LATER, SkywaveError
 from skywave.service import setup_logging
 
 from .archive import Archive, Workspace, utc_now, utc_today
-from .settings import Archive as Settings
-from .settings import load
+from .options import (
+    config_option,
+    day_options,
+    dry_run_option,
+    json_option,
+    parse_age,
+    parse_day,
+    parse_subset,
+    parse_time,
+    span,
+)
+from .report import Report, bar, with_archive
 from .tables import BY_DAY, TELEMETRY
-from .target import open_target
+
+if TYPE_CHECKING:
+    from .export import DayResult
 
 
 @click.group(cls=ErrorGroup, context_settings={"help_option_names": ["-h", "--help"]})
@@ -42,165 +48,12 @@ def main(log_level: str) -> None:
     signal.signal(signal.SIGTERM, lambda *_: (_ for _ in ()).throw(KeyboardInterrupt()))
 
 
-def _day(_: click.Context, __: click.Parameter, value: Any) -> Any:
-    def parse(text: str) -> date:
-        try:
-            return date.fromisoformat(text)
-        except ValueError as error:
-            raise click.BadParameter(f"{text!r} is not a day like 2026-11-24") from error
-
-    if value is None or isinstance(value, date):
-        return value
-    return tuple(parse(text) for text in value) if isinstance(value, tuple) else parse(value)
-
-
-def _time(_: click.Context, __: click.Parameter, value: str | None) -> int | None:
-    if value is None:
-        return None
-    try:
-        when = datetime.fromisoformat(value)
-    except ValueError as error:
-        raise click.BadParameter(f"{value!r} is not a time like 2026-11-24T13:00:00Z") from error
-    when = when if when.tzinfo else when.replace(tzinfo=UTC)
-    return int((when - datetime(1970, 1, 1, tzinfo=UTC)) / timedelta(microseconds=1))
-
-
-def _age(_: click.Context, __: click.Parameter, value: str) -> timedelta:
-    if not value.endswith("d") or not value[:-1].isdigit() or int(value[:-1]) < 1:
-        raise click.BadParameter(f"{value!r} is not a number of days like 90d")
-    return timedelta(days=int(value[:-1]))
-
-
-def _subset(_: click.Context, __: click.Parameter, value: str | None) -> tuple[int, int] | None:
-    if value is None:
-        return None
-    part, slash, parts = value.partition("/")
-    if not (slash and part.isdigit() and parts.isdigit() and 1 <= int(part) <= int(parts)):
-        raise click.BadParameter(f"{value!r} is not like 3/7")
-    return int(part), int(parts)
-
-
-config_option = click.option(
-    "--config", "path", required=True, type=click.Path(dir_okay=False), help="TOML file; see docs/archive.md."
-)
-json_option = click.option("--json", "as_json", is_flag=True, help="Print one JSON document.")
-dry_run_option = click.option("--dry-run", is_flag=True, help="Say what would be done, and do nothing.")
-
-
-def _day_options(command: Callable[..., Any]) -> Callable[..., Any]:
-    for option in (
-        click.option("--to", "last", callback=_day, help="Last day."),
-        click.option("--from", "first", callback=_day, help="First day."),
-        click.option("--day", "day", callback=_day, help="Only this day, like 2026-11-24 (UTC)."),
-    ):
-        command = option(command)
-    return command
-
-
-def _span(day: date | None, first: date | None, last: date | None) -> tuple[date | None, date | None]:
-    if day and (first or last):
-        raise click.UsageError("give either --day or --from and --to")
-    if first and last and last < first:
-        raise click.UsageError("--to is before --from")
-    return (day, day) if day else (first, last)
-
-
-@dataclass
-class Report:
-    """What a command did, for its output, its exit code and its metrics."""
-
-    settings: Settings
-    command: str
-    as_json: bool
-    document: dict[str, Any] = field(default_factory=dict)
-    exit_code: int = 0
-    rows: int = 0
-    bytes: int = 0
-    oldest_open: date | None = None
-    newest_verified: date | None = None
-    started: float = field(default_factory=time.monotonic)
-
-    def line(self, text: str) -> None:
-        """One line for people; nothing with --json."""
-        if not self.as_json:
-            click.echo(text)
-
-    def problem(self, error: SkywaveError, what: str = "") -> None:
-        """One thing that went wrong and does not stop the rest."""
-        self.exit_code = max(self.exit_code, error.exit_code) if self.exit_code != EXIT_DATA else EXIT_DATA
-        self.document.setdefault("problems", []).append(f"{what}{error}")
-        click.echo(f"Error: {what}{error}", err=True)
-        if error.hint:
-            click.echo(f"  {error.hint}", err=True)
-
-
-@contextmanager
-def _reported(path: str, command: str, as_json: bool) -> Iterator[tuple[Archive, Report]]:
-    """Opens the archive; at the end prints the document, writes the metrics and exits with the report's code."""
-    settings = load(path)
-    report = Report(settings, command, as_json)
-    code = EXIT_TRY_LATER
-    try:
-        yield Archive(open_target(settings.target)), report
-        code = report.exit_code
-    except SkywaveError as error:
-        code = error.exit_code
-        raise
-    finally:
-        if settings.metrics_file:
-            from . import metrics
-
-            metrics.write(
-                settings.metrics_file, command, code, time.monotonic() - report.started, report.rows, report.bytes,
-                report.oldest_open, report.newest_verified,
-            )  # fmt: skip
-    if as_json:
-        click.echo(json.dumps({**report.document, "exit_code": report.exit_code}))
-    sys.exit(report.exit_code)
-
-
-def with_archive(command: Callable[..., None]) -> Callable[..., None]:
-    """Gives a command the archive and its report instead of a path."""
-
-    @functools.wraps(command)
-    def wrapped(path: str, as_json: bool, **options: Any) -> None:
-        with _reported(path, command.__name__, as_json) as (archive, report):
-            command(archive=archive, report=report, **options)
-
-    return wrapped
-
-
-@contextmanager
-def _bar(report: Report, label: str, total: int | None, unit: str) -> Iterator[Callable[[int], None]]:
-    """A progress bar on a terminal, nothing elsewhere."""
-    if report.as_json or not sys.stderr.isatty():
-        yield lambda _: None
-        return
-    from rich.console import Console
-    from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
-
-    columns = (
-        TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[done]}"), TimeElapsedColumn(),
-        TimeRemainingColumn(),
-    )  # fmt: skip
-    done = 0
-    with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
-        task = progress.add_task(label, total=total, done="")
-
-        def advance(count: int) -> None:
-            nonlocal done
-            done += count
-            progress.update(task, completed=done, done=f"{done / 1e6:,.1f} M {unit}")
-
-        yield advance
-
-
 # -- export --------------------------------------------------------------------------------------------------------------
 
 
 @main.command()
 @config_option
-@_day_options
+@day_options
 @click.option("--all-closed", is_flag=True, help="Every closed day with rows not yet archived; the default.")
 @click.option("--open-day", is_flag=True, help="Today so far, marked unsealed; tomorrow's export completes it.")
 @click.option(
@@ -219,74 +72,53 @@ def export(
     and what was written is what they hold. Run it again at any time: it goes on where it was ended.
     """
     from .accounts import export_accounts
-    from .export import DayResult, Exporter, plan, remember
+    from .export import export_days, plan
     from .source import open_shards
 
     if ((all_closed or open_day) and (day or first or last)) or (all_closed and open_day):
         raise click.UsageError("give one of --day, --from/--to, --all-closed and --open-day")
     if anew and not day:
         raise click.UsageError("--anew needs --day")
-    first, last = _span(day, first, last)
+    first, last = span(day, first, last)
     today = utc_today()
     if (first and first > today) or (last and last > today):
         raise click.UsageError(f"that day has not come yet; today is {today} (UTC)")
     if open_day:
         first = last = today
-    shards = open_shards(report.settings.stores())
-    named = bool(first)
-    if dry_run:
-        plans = [plan(archive, shards, table, first, last, named) for table in BY_DAY.values()]
-        days = [{"table": p.table.name, "day": d.isoformat()} for p in plans for d in p.days]
-        for item in days:
-            report.line(f"would look at {item['table']} {item['day']}")
-        report.line(f"{len(days)} days")
-        report.document = {"days": days}
-        return
-    results: list[DayResult] = []
-    failed: list[date] = []
-    with Workspace(archive.target, report.settings.export.lock_ttl) as work:
-        for table in BY_DAY.values():
-            todo = plan(archive, shards, table, first, last, named)
-            if open_day and not any(today in found for found in todo.markers.values()):
-                continue
-            marks: dict[str, Any] = {}
-            for wanted in todo.days:
-                began = time.monotonic()
-                markers = {name: found.get(wanted, "") for name, found in todo.markers.items()}
-                with _bar(report, f"{table.name} {wanted}", None, "rows") as progress:
-                    exporter = Exporter(archive, work, shards, report.settings.export, progress)
-                    try:
-                        result = exporter.export(table, wanted, markers, todo.generations.get(wanted, []), anew)
-                    except SkywaveError as error:
-                        if error.exit_code != EXIT_DATA:
-                            remember(archive, work, marks)
-                            raise
-                        report.problem(error, f"{table.name} {wanted}: ")
-                        results.append(DayResult(table.name, wanted, "failed", note=str(error)))
-                        failed.append(wanted)
-                        continue
-                result.seconds = round(time.monotonic() - began, 2)
-                results.append(result)
-                if result.outcome != "unsealed" and wanted < today:
-                    now = {name: found[wanted] for name, found in todo.markers.items() if wanted in found}
-                    generation = archive.generations(table.name)[wanted][-1]
-                    marks[f"{table.name}/{wanted}"] = {"generation": generation, "shards": now}
-                if result.outcome == "unsealed":
-                    report.exit_code = report.exit_code or EXIT_TRY_LATER
-                report.rows += result.new_rows
-                report.bytes += result.bytes
-                report.line(_export_line(result))
-            remember(archive, work, marks)
-        accounts = export_accounts(archive, work, shards)
-    for shard in shards:
-        shard.close()
-    report.oldest_open = min([*failed, *(r.day for r in results if r.outcome == "unsealed")], default=None)
+    with open_shards(report.settings.stores()) as shards:
+        plans = [plan(archive, shards, table, first, last) for table in BY_DAY.values()]
+        if dry_run:
+            days = [{"table": each.table.name, "day": day.isoformat()} for each in plans for day in each.days]
+            for item in days:
+                report.line(f"would look at {item['table']} {item['day']}")
+            report.line(f"{len(days)} days")
+            report.document = {"days": days}
+            return
+        results: list[DayResult] = []
+        with (
+            Workspace(archive.target, report.settings.export.lock_ttl) as work,
+            bar(report, "export", None, "rows") as bump,
+        ):
+            for each in plans:
+                for result in export_days(archive, work, shards, each, report.settings.export, bump, anew):
+                    results.append(result)
+                    if result.error:
+                        report.problem(result.error, f"{result.table} {result.day}: ")
+                    else:
+                        report.line(_export_line(result))
+            accounts = export_accounts(archive, work, shards)
+    waiting = [result.day for result in results if result.outcome in ("failed", "unsealed")]
+    report.oldest_open = min(waiting, default=None)
+    if any(result.outcome == "unsealed" for result in results):
+        report.exit_code = report.exit_code or EXIT_TRY_LATER
+    report.rows = sum(result.new_rows for result in results)
+    report.bytes = sum(result.bytes for result in results)
     if not results:
         report.line("nothing new")
     report.document |= {"days": [result.as_json() for result in results], "accounts": accounts}
 
 
-def _export_line(result: Any) -> str:
+def _export_line(result: DayResult) -> str:
     rate = f" at {result.new_rows / result.seconds / 1e6:.2f} M rows/s" if result.seconds and result.new_rows else ""
     note = f"; {result.note}" if result.note else ""
     return (
@@ -300,7 +132,7 @@ def _export_line(result: Any) -> str:
 
 @main.command("list")
 @config_option
-@_day_options
+@day_options
 @click.option("--no-store", is_flag=True, help="Do not ask the store which days it has.")
 @json_option
 @with_archive
@@ -310,15 +142,15 @@ def list_(
     """List archived days: generations, rows, bytes, sealed, verified when; and days that only the store has."""
     from .source import open_shards
 
-    first, last = _span(day, first, last)
+    first, last = span(day, first, last)
     state = archive.state()
     rows = []
     held: dict[date, set[str]] = {}
     if not no_store:
-        for shard in open_shards(report.settings.stores()):
-            for found in shard.markers(TELEMETRY):
-                held.setdefault(found, set()).add(shard.name)
-            shard.close()
+        with open_shards(report.settings.stores()) as shards:
+            for shard in shards:
+                for found in shard.markers(TELEMETRY):
+                    held.setdefault(found, set()).add(shard.name)
     for table in BY_DAY:
         generations = archive.generations(table)
         for found, manifest in archive.manifests(table):
@@ -382,10 +214,12 @@ def _print_list(rows: list[dict[str, Any]], gaps: list[str]) -> None:
 
 @main.command()
 @config_option
-@_day_options
+@day_options
 @click.option("--level", default="checksum", show_default=True, type=click.Choice(["list", "checksum", "rows"]),
               help="How deep: what is there, every byte, or every row.")  # fmt: skip
-@click.option("--subset", callback=_subset, help="Part n of t, like 3/7: on seven nights, each day's turn comes once.")
+@click.option(
+    "--subset", callback=parse_subset, help="Part n of t, like 3/7: on seven nights, each day's turn comes once."
+)
 @json_option
 @with_archive
 def verify(
@@ -401,11 +235,11 @@ def verify(
     from .verify import LEVELS
     from .verify import verify as check
 
-    first, last = _span(day, first, last)
+    first, last = span(day, first, last)
     checked = good = 0
     findings, marks = [], {}
     state = archive.state()
-    with _bar(report, f"verify {level}", None, "bytes") as progress:
+    with bar(report, f"verify {level}", None, "bytes") as progress:
         for item in check(archive, level, first, last, subset, progress):
             checked += 1
             good += item.good
@@ -446,11 +280,11 @@ def verify(
 
 @main.command()
 @config_option
-@_day_options
+@day_options
 @click.option("--client", "client_id", type=click.IntRange(1), help="Only this client's readings.")
 @click.option("--key", help="Only this data_key.")
-@click.option("--from-time", "since", callback=_time, help="Only readings created at or after this time (UTC).")
-@click.option("--to-time", "until", callback=_time, help="Only readings created before this time (UTC).")
+@click.option("--from-time", "since", callback=parse_time, help="Only readings created at or after this time (UTC).")
+@click.option("--to-time", "until", callback=parse_time, help="Only readings created before this time (UTC).")
 @click.option("--into", "urls", multiple=True, required=True,
               help="Target: clickhouse://user@host:port/database or embedded:FOLDER; several for several shards.")  # fmt: skip
 @click.option("--merge", is_flag=True, help="Add what is missing to days that the target has already.")
@@ -469,7 +303,7 @@ def restore(
     from .accounts import restore_accounts
     from .restore import DayRestored, Restorer, Selection, chosen_days, parse_url
 
-    first, last = _span(day, first, last)
+    first, last = span(day, first, last)
     if since is not None and until is not None and until <= since:
         raise click.UsageError("--to-time is not after --from-time")
     selection = Selection(client_id, key.encode(errors="surrogateescape") if key is not None else None, since, until)
@@ -492,8 +326,11 @@ def restore(
         report.document |= {"days": planned}
         return
     results: list[DayRestored] = []
-    with _bar(report, "restore", None, "rows") as progress:
-        restorer = Restorer(archive, targets, selection, merge, progress)
+    accounts: dict[str, int] = {}
+    with (
+        bar(report, "restore", None, "rows") as progress,
+        Restorer(archive, targets, selection, merge, progress) as restorer,
+    ):
         restorer.prepare()
         for table in tables:
             for wanted, manifest in chosen_days(archive, table, first, last):
@@ -514,11 +351,9 @@ def restore(
                 results.append(result)
                 report.rows += result.rows
                 report.line(f"{table.name} {wanted}: {result.outcome}, {result.rows:,} rows, {result.seconds:.1f} s")
-    accounts: dict[str, int] = {}
-    if selection.everything:
-        for store in restorer.stores:
-            accounts = restore_accounts(archive, store)
-    restorer.close()
+        if selection.everything:
+            for store in restorer.stores:
+                accounts = restore_accounts(archive, store)
     if day and not results:
         report.problem(_Damaged(f"{day} is not in the archive"))
     report.line(f"{sum(result.rows for result in results):,} rows restored")
@@ -531,7 +366,7 @@ class _Damaged(SkywaveError):
 
 @main.command()
 @config_option
-@click.option("--day", callback=_day, help="This day instead of a random one.")
+@click.option("--day", callback=parse_day, help="This day instead of a random one.")
 @json_option
 @with_archive
 def drill(archive: Archive, report: Report, day: date | None) -> None:
@@ -539,7 +374,7 @@ def drill(archive: Archive, report: Report, day: date | None) -> None:
     from .drill import drill as run
 
     store = next(iter(report.settings.stores().values()))
-    with _bar(report, "drill", None, "rows") as progress:
+    with bar(report, "drill", None, "rows") as progress:
         result = run(archive, store, day, progress)
     report.rows = result.rows
     report.document = result.as_json()
@@ -556,8 +391,8 @@ def drill(archive: Archive, report: Report, day: date | None) -> None:
 @main.command()
 @config_option
 @click.option("--generations", type=click.IntRange(1), help="Keep as many generations of each day; remove older ones.")
-@click.option("--delete-data-before", "before", callback=_day, help="Remove every day before this one.")
-@click.option("--day", "named", multiple=True, callback=_day,
+@click.option("--delete-data-before", "before", callback=parse_day, help="Remove every day before this one.")
+@click.option("--day", "named", multiple=True, callback=parse_day,
               help="Allow to remove this day although the store does not hold it; may be given several times.")  # fmt: skip
 @click.option("--confirm", is_flag=True, help="Do it; without this, only the plan is shown.")
 @json_option
@@ -589,16 +424,14 @@ def prune(
         removals = plan_generations(archive, generations)
     else:
         assert before is not None
-        held: dict[str, set[date]] | None = {name: set() for name in BY_DAY}
+        held: dict[str, set[date]] | None = None
         try:
-            for shard in open_shards(report.settings.stores()):
-                for name, table in BY_DAY.items():
-                    assert held is not None
-                    held[name] |= set(shard.markers(table))
-                shard.close()
+            with open_shards(report.settings.stores()) as shards:
+                held = {
+                    name: {day for shard in shards for day in shard.markers(table)} for name, table in BY_DAY.items()
+                }
         except SkywaveError as error:
             click.echo(f"The store does not answer ({error}): every day counts as held by the archive alone.", err=True)
-            held = None
         removals = plan_days(archive, before, held, named)
     for removal in removals:
         what = "the whole day" if removal.whole_day else f"generations {', '.join(map(str, removal.generations))}"
@@ -624,7 +457,7 @@ def prune(
 
 @main.command()
 @config_option
-@click.option("--older-than", "age", required=True, callback=_age, help="Age of a day, like 90d.")
+@click.option("--older-than", "age", required=True, callback=parse_age, help="Age of a day, like 90d.")
 @dry_run_option
 @json_option
 @with_archive
@@ -638,11 +471,8 @@ def expire(archive: Archive, report: Report, age: timedelta, dry_run: bool) -> N
     from .expire import expire as run
     from .source import open_shards
 
-    shards = open_shards(report.settings.stores())
-    with Workspace(archive.target, report.settings.export.lock_ttl):
+    with open_shards(report.settings.stores()) as shards, Workspace(archive.target, report.settings.export.lock_ttl):
         results = run(archive, shards, utc_today() - age, dry_run)
-    for shard in shards:
-        shard.close()
     for result in results:
         report.line(f"{result.day}: {result.outcome}, {result.rows:,} rows{f'; {result.why}' if result.why else ''}")
         report.rows += result.rows if result.outcome == "dropped" else 0

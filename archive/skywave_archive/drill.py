@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 import secrets
 from collections.abc import Callable
+from contextlib import closing
 from dataclasses import asdict, dataclass, replace
 from datetime import date
 from typing import Any
@@ -55,16 +56,15 @@ def drill(
         )
     manifest: Manifest = days[random.SystemRandom().choice(sorted(days))]
     database = f"{settings.database}_drill_{secrets.token_hex(4)}"
-    restorer = Restorer(archive, [replace(settings, database=database)], Selection(), False, progress)
     try:
-        restorer.prepare()
-        result = restorer.restore(TELEMETRY, manifest)
-        store = restorer.stores[0]
-        rows, total = store.query(f"SELECT {TELEMETRY.digest_sql} FROM {database}.{TELEMETRY.name} FINAL")[0]
+        with Restorer(archive, [replace(settings, database=database)], Selection(), False, progress) as restorer:
+            restorer.prepare()
+            result = restorer.restore(TELEMETRY, manifest)
+            rows, total = restorer.stores[0].query(
+                f"SELECT {TELEMETRY.digest_sql} FROM {database}.{TELEMETRY.name} FINAL"
+            )[0]
         passed = (int(rows), int(total)) == (manifest.rows, manifest.digest)
         return Drill(manifest.day, int(rows), str(total), passed and not result.problems, result.problems)
     finally:
-        restorer.close()
-        cleaner = open_store(settings)
-        cleaner.query(f"DROP DATABASE IF EXISTS {database}")
-        cleaner.close()
+        with closing(open_store(settings)) as store:
+            store.query(f"DROP DATABASE IF EXISTS {database}")

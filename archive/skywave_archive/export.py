@@ -7,12 +7,14 @@ a day that has shrunk in the store since (expired, half restored) therefore neve
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 import secrets
+import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from datetime import date, timedelta
 from queue import Full, Queue
 from threading import Thread
@@ -20,10 +22,10 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from skywave import __version__
+from skywave.errors import EXIT_DATA, SkywaveError
 
 from .archive import HERE, STATE, SUPERSEDED, Archive, Step, Workspace, day_folder, manifest_path, utc_now, utc_today
 from .datafile import GROUP_ROWS, Writer, read_rows
@@ -52,11 +54,14 @@ class DayResult:
     new_rows: int = 0
     bytes: int = 0
     seconds: float = 0.0
+    generation: int = 0
     note: str = ""
+    error: SkywaveError | None = None
 
     def as_json(self) -> dict[str, Any]:
         """For ``--json``."""
-        return {**asdict(self), "day": self.day.isoformat()}
+        body = {name: value for name, value in vars(self).items() if name != "error"}
+        return {**body, "day": self.day.isoformat()}
 
 
 class Known:
@@ -185,6 +190,7 @@ class Exporter:
         sealed = closed and steady
         if old and not whole and not files and (old.sealed or not sealed):
             result.outcome = "unchanged" if steady or not closed else "unsealed"
+            result.generation = old.generation
             return result
         manifest = Manifest(
             table.name, day, job.generation, sealed, utc_now(), __version__,
@@ -200,6 +206,7 @@ class Exporter:
             [file.name for file in old.files] if old and whole else [],
         )  # fmt: skip
         self._publish(manifest, change, old, staged)
+        result.generation = job.generation
         if result.outcome == "exported":
             result.outcome = "replaced" if old and whole else "added" if old and files else result.outcome
             result.outcome = "empty" if not manifest.rows else result.outcome
@@ -349,7 +356,7 @@ class _Job:
 
 def _unnamed(table: Table, batch: pa.RecordBatch) -> pa.RecordBatch:
     """The rows that are not told apart by the numbers of a stream."""
-    return batch.filter(pc.equal(batch["stream"], 0)) if table.ranged else batch
+    return batch.filter(pa.array(batch.column("stream").to_numpy() == 0)) if table.ranged else batch
 
 
 def _groups(batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
@@ -416,34 +423,57 @@ class Plan:
     generations: dict[date, list[int]]
 
 
-def plan(
-    archive: Archive, shards: list[Shard], table: Table, first: date | None, last: date | None, named: bool
-) -> Plan:
+def plan(archive: Archive, shards: list[Shard], table: Table, first: date | None, last: date | None) -> Plan:
     """Which days an export has to look at, oldest first.
 
-    ``named`` days are looked at in any case; otherwise those whose marker differs from the one at which the archive's
-    newest generation was found complete, and empty days between the first and yesterday.
+    From ``first`` to ``last`` (yesterday by default) every day; without ``first``, those whose marker differs from the one
+    at which the newest generation was found complete. Empty days count as well, so that no gap is left open, but only
+    for telemetry: messages that could not be stored are rare.
     """
     markers = {shard.name: shard.markers(table) for shard in shards}
     generations = archive.generations(table.name)
     state = archive.state()["markers"]
-    have = sorted({day for found in markers.values() for day in found})
-    yesterday = utc_today() - timedelta(days=1)
-    last = last or yesterday
-    # An empty day is recorded as one, so that no gap is left open; messages that could not be stored are rare.
-    start = first or min([*have, *generations], default=None)
+    last = last or utc_today() - timedelta(days=1)
+    have = {day for found in markers.values() for day in found}
+    start = first or min([*have, *generations], default=last + timedelta(days=1))
     wanted = []
-    for n in range((last - start).days + 1 if start else 0):
-        assert start is not None
-        day = start + timedelta(days=n)
+    for day in (start + timedelta(days=n) for n in range((last - start).days + 1)):
         now = {name: found[day] for name, found in markers.items() if day in found}
         if day not in generations:
-            look = bool(now) or table.ranged
+            look = day in have or (table.ranged and day < utc_today())
         else:
-            look = bool(now) and state.get(f"{table.name}/{day}") != {"generation": generations[day][-1], "shards": now}
-        if look or (named and day in generations):
+            done = {"generation": generations[day][-1], "shards": now}
+            look = first is not None or (bool(now) and state.get(f"{table.name}/{day}") != done)
+        if look:
             wanted.append(day)
     return Plan(table, wanted, markers, generations)
+
+
+def export_days(
+    archive: Archive, work: Workspace, shards: list[Shard], todo: Plan, settings: Export, progress: Progress, anew: bool
+) -> Iterator[DayResult]:
+    """Exports the days of a plan one after another. What is wrong with one day's data does not stop the others; anything
+    else does, and what was done until then stays done."""
+    exporter = Exporter(archive, work, shards, settings, progress)
+    marks: dict[str, Any] = {}
+    try:
+        for day in todo.days:
+            began = time.monotonic()
+            markers = {name: found[day] for name, found in todo.markers.items() if day in found}
+            generations = todo.generations.get(day, [])
+            try:
+                result = exporter.export(todo.table, day, markers, generations, anew)
+            except SkywaveError as error:
+                if error.exit_code != EXIT_DATA:
+                    raise
+                result = DayResult(todo.table.name, day, "failed", note=str(error), error=error)
+            result.seconds = round(time.monotonic() - began, 2)
+            if result.outcome not in ("unsealed", "failed") and day < utc_today():
+                marks[f"{todo.table.name}/{day}"] = {"generation": result.generation, "shards": markers}
+            yield result
+    finally:
+        with contextlib.suppress(SkywaveError):
+            remember(archive, work, marks)
 
 
 def remember(archive: Archive, work: Workspace, marks: dict[str, dict[str, Any]], section: str = "markers") -> None:

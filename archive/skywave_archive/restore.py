@@ -119,7 +119,8 @@ def parse_url(url: str) -> config.Store:
 
 
 class Restorer:
-    """Restores days into the shards of a target; a client's rows go to shard ``client_id % number of shards``."""
+    """Restores days into the shards of a target; a client's rows go to shard ``client_id % number of shards``.
+    A context manager."""
 
     def __init__(
         self, archive: Archive, targets: list[config.Store], selection: Selection, merge: bool,
@@ -133,8 +134,10 @@ class Restorer:
         for store in self.stores:
             store.migrate()
 
-    def close(self) -> None:
-        """Ends the connections."""
+    def __enter__(self) -> Restorer:
+        return self
+
+    def __exit__(self, *_: object) -> None:
         for store in self.stores:
             store.close()
 

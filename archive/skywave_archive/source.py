@@ -7,6 +7,7 @@ raise it, merges keep it; with the time at which the table was made or altered, 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import contextmanager
 from datetime import date
 
 import pyarrow as pa
@@ -136,9 +137,14 @@ def _on(day: date) -> str:
     return f"day = '{day.isoformat()}'"
 
 
-def open_shards(settings: dict[str, config.Store]) -> list[Shard]:
-    """All shards; raises ``StoreUnavailable`` naming the first that does not answer: no day is whole without it."""
+@contextmanager
+def open_shards(settings: dict[str, config.Store]) -> Iterator[list[Shard]]:
+    """All shards; raises ``StoreUnavailable`` if one does not answer: no day is whole without it."""
     shards = [Shard(name, store) for name, store in settings.items()]
-    for shard in shards:
-        shard.version()
-    return shards
+    try:
+        for shard in shards:
+            shard.version()
+        yield shards
+    finally:
+        for shard in shards:
+            shard.close()

@@ -34,6 +34,7 @@ _KINDS: dict[str, tuple[type[TargetError | TargetDenied | TargetUnavailable], st
     "FileNotFoundException": (NotFound, ""),
     "ParentNotDirectoryException": (NotFound, ""),
     "FileAlreadyExistsException": (AlreadyExists, ""),
+    "AlreadyBeingCreatedException": (AlreadyExists, ""),
     "PathIsNotEmptyDirectoryException": (AlreadyExists, ""),
     "AccessControlException": (TargetDenied, "Give the archive's root to target.user: hdfs dfs -chown."),
     "SecurityException": (TargetDenied, "Check target.user and the cluster's security."),
@@ -194,7 +195,7 @@ def _entry(name: str, status: dict[str, Any]) -> Entry:
 
 
 def _short(error: Exception) -> str:
-    return " ".join(str(error).split())[:300] or type(error).__name__
+    return " ".join(str(error).partition("\n")[0].split())[:300] or type(error).__name__
 
 
 def _translated(error: Exception, path: str) -> Exception:

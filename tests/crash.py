@@ -1,0 +1,125 @@
+"""Runs ``skywave-archive`` in a child process that dies by SIGKILL at a chosen step.
+
+A step is a change of the target (create, rename, delete, make_folder) or, with ``what="store"``, a statement of the store
+that changes something. ``when``: before the step, after it, or in the middle of writing a file. The children are forked
+from one process that has everything imported, so that a crash costs milliseconds.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+
+class Crasher:
+    def __init__(self) -> None:
+        self.process = subprocess.Popen(
+            [sys.executable, __file__], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
+            env={**os.environ, "PYTHONPATH": str(Path(__file__).parent), "OPENBLAS_NUM_THREADS": "1"},
+        )  # fmt: skip
+
+    def run(self, *args: str, step: int = 0, when: str = "before", what: str = "target") -> int | None:
+        """Exit code, or None if the step came and the child died there."""
+        assert self.process.stdin and self.process.stdout
+        job = {"args": args, "step": step, "when": when, "what": what}
+        self.process.stdin.write(json.dumps(job) + "\n")
+        self.process.stdin.flush()
+        code = json.loads(self.process.stdout.readline())["code"]
+        return None if code == -signal.SIGKILL else code
+
+    def close(self) -> None:
+        self.process.kill()
+        self.process.communicate()
+
+
+def _die() -> None:
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def _arm(job: dict) -> None:
+    count = 0
+
+    def wrap(owner: type, name: str, changes=lambda *_: True) -> None:
+        original = getattr(owner, name)
+
+        def wrapped(self, *args, **kwargs):
+            nonlocal count
+            if not changes(*args):
+                return original(self, *args, **kwargs)
+            count += 1
+            mine = count == job["step"]
+            if mine and job["when"] == "before":
+                _die()
+            if mine and job["when"] == "middle" and name == "create":
+                path, chunks = args
+                whole = b"".join(chunks)
+
+                def half():
+                    yield whole[: len(whole) // 2]
+                    _die()
+
+                return original(self, path, half())
+            result = original(self, *args, **kwargs)
+            if mine:
+                _die()
+            return result
+
+        setattr(owner, name, wrapped)
+
+    if job["what"] == "target":
+        from skywave_archive.local import LocalTarget
+        from skywave_archive.webhdfs import WebHdfsTarget
+
+        for owner in (LocalTarget, WebHdfsTarget):
+            for name in ("create", "rename", "delete", "make_folder"):
+                wrap(owner, name)
+    else:
+        from skywave.server.clickhouse import ClickHouseStore
+
+        wrap(ClickHouseStore, "query", lambda sql: not sql.startswith(("SELECT", "SHOW")))
+        wrap(ClickHouseStore, "insert")
+
+
+def _main() -> None:
+    import clickhouse_driver.dbapi
+    import hdfs
+    import pyarrow.compute
+    import pyarrow.parquet
+    import skywave_archive.accounts
+    import skywave_archive.cli
+    import skywave_archive.drill
+    import skywave_archive.expire
+    import skywave_archive.export
+    import skywave_archive.local
+    import skywave_archive.prune
+    import skywave_archive.restore
+    import skywave_archive.verify
+    import skywave_archive.webhdfs
+
+    import skywave.server.clickhouse
+
+    del clickhouse_driver, hdfs, pyarrow, skywave
+    for line in sys.stdin:
+        job = json.loads(line)
+        pid = os.fork()
+        if pid == 0:
+            silent = os.open(os.devnull, os.O_RDWR)
+            for descriptor in (0, 1, 2):
+                os.dup2(silent, descriptor)
+            code = 70
+            try:
+                _arm(job)
+                skywave_archive.cli.main(job["args"], standalone_mode=True)
+            except SystemExit as error:
+                code = error.code if isinstance(error.code, int) else 0 if error.code is None else 1
+            finally:
+                os._exit(code)
+        print(json.dumps({"code": os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])}), flush=True)
+
+
+if __name__ == "__main__":
+    _main()

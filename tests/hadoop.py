@@ -1,0 +1,175 @@
+"""A real HDFS for the tests: NameNode and DataNodes from Hadoop's shaded jars, which Maven brings once.
+
+The jars are kept between runs in the user's cache folder and are taken only with the checksums below.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import os
+import subprocess
+import tempfile
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import requests
+from parts import Part, free_port, wait_for, which
+
+VERSION = "3.5.0"
+JARS = {
+    "org.apache.hadoop:hadoop-client-api:3.5.0": "cc59446ec9ebaceae56fdb8d8c21477766dc5d426325642151c796bec5c4e6b7",
+    "org.apache.hadoop:hadoop-client-minicluster:3.5.0": "06772d24529e59939915979b3edba204d367750ef7dc5120411f35221dd4818c",
+    "org.apache.hadoop:hadoop-client-runtime:3.5.0": "b7db3e60c5df1cd37c2995b3e0142e57487260706834e5325bbe0a5e683eedf1",
+    "org.slf4j:slf4j-api:1.7.36": "d3ef575e3e4979678dc01bf1dcce51021493b4d11fb7f1be8ad982877c16a1c0",
+    "org.slf4j:slf4j-simple:1.7.36": "2f39bed943d624dfa8f4102d0571283a10870b6aa36f197a8a506f147010c10f",
+    "commons-logging:commons-logging:1.2": "daddea1ea0be0f56978ab3006b8ac92834afeefbd9b7e4e6316fca57df0fa636",
+}
+_COPY = "org.apache.maven.plugins:maven-dependency-plugin:3.6.1:copy"
+_JAVA = ("-Xmx256m", "-XX:TieredStopAtLevel=4", "--add-opens", "java.base/java.lang=ALL-UNNAMED")
+_HDFS = "org.apache.hadoop.hdfs"
+
+
+def jars() -> Path:
+    """The folder with the jars; brings what is missing. Two runs at once wait for each other."""
+    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "skywave-tests" / f"hadoop-{VERSION}"
+    cache.mkdir(parents=True, exist_ok=True)
+    with (cache / ".lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        for name, checksum in JARS.items():
+            _, artifact, version = name.split(":")
+            jar = cache / f"{artifact}-{version}.jar"
+            if not _is(jar, checksum):
+                jar.unlink(missing_ok=True)
+                command = [which("mvn"), "-q", "-B", _COPY, f"-Dartifact={name}", f"-DoutputDirectory={cache}"]
+                subprocess.run([*command, "-Dmdep.useBaseVersion=true"], check=True, cwd=cache, timeout=600)
+                assert _is(jar, checksum), f"{jar} has not the checksum that is pinned here"
+    return cache
+
+
+def _is(jar: Path, checksum: str) -> bool:
+    if not jar.exists():
+        return False
+    with jar.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest() == checksum
+
+
+class _Node(Part):
+    daemon = ""
+
+    def __init__(self, name: str, properties: dict[str, object]) -> None:
+        super().__init__(name)
+        self.conf = self.folder / "conf"
+        self.conf.mkdir()
+        self.configure(properties)
+
+    def configure(self, properties: dict[str, object]) -> None:
+        for file in ("core-site.xml", "hdfs-site.xml"):
+            body = "".join(f"<property><name>{k}</name><value>{v}</value></property>" for k, v in properties.items())
+            (self.conf / file).write_text(f"<configuration>{body}</configuration>")
+
+    def java(self, main: str) -> list[str]:
+        return [
+            which("java"),
+            *_JAVA,
+            "-Dorg.slf4j.simpleLogger.defaultLogLevel=warn",
+            "-cp",
+            f"{self.conf}:{jars()}/*",
+            main,
+        ]
+
+    def command(self) -> list[str]:
+        return self.java(self.daemon)
+
+    def run(self, main: str, *args: str) -> str:
+        result = subprocess.run(
+            [*self.java(main), *args], capture_output=True, text=True, cwd=self.folder, timeout=120, check=False
+        )
+        assert result.returncode == 0, f"{main} {args}: {result.stdout[-1000:]} {result.stderr[-2000:]}"
+        return result.stdout
+
+
+class NameNode(_Node):
+    daemon = f"{_HDFS}.server.namenode.NameNode"
+
+
+class DataNode(_Node):
+    daemon = f"{_HDFS}.server.datanode.DataNode"
+
+
+class Hdfs:
+    """A NameNode and ``datanodes`` DataNodes on loopback; each test gets a root folder of its own."""
+
+    def __init__(self, datanodes: int = 2, replication: int | None = None, **extra: object) -> None:
+        self.rpc, self.http = free_port(), free_port()
+        self.roots = 0
+        common: dict[str, object] = {
+            "fs.defaultFS": f"hdfs://127.0.0.1:{self.rpc}", "dfs.namenode.rpc-address": f"127.0.0.1:{self.rpc}",
+            "dfs.namenode.http-address": f"127.0.0.1:{self.http}", "dfs.replication": replication or datanodes,
+            "dfs.namenode.fs-limits.min-block-size": 4096, "dfs.namenode.safemode.extension": 0,
+            "dfs.heartbeat.interval": 1, "dfs.namenode.heartbeat.recheck-interval": 2000,
+            "dfs.namenode.redundancy.interval.seconds": 1,
+            "dfs.client.block.write.replace-datanode-on-failure.policy": "NEVER",
+            "hadoop.tmp.dir": tempfile.gettempdir(), **extra,
+        }  # fmt: skip
+        self.namenode = NameNode("namenode", common)
+        self.namenode.port = self.http
+        self.namenode.configure({**common, "dfs.namenode.name.dir": self.namenode.folder / "name"})
+        self.datanodes = []
+        for number in range(datanodes):
+            ports = {name: free_port() for name in ("address", "ipc.address", "http.address")}
+            node = DataNode(f"datanode{number}", common)
+            node.port = ports["http.address"]
+            node.configure({
+                **common, "dfs.datanode.data.dir": node.folder / "data", "dfs.datanode.hostname": "127.0.0.1",
+                **{f"dfs.datanode.{name}": f"127.0.0.1:{port}" for name, port in ports.items()},
+            })  # fmt: skip
+            self.datanodes.append(node)
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.http}"
+
+    def start(self) -> None:
+        self.namenode.run(NameNode.daemon, "-format", "-nonInteractive", "-force")
+        with ThreadPoolExecutor() as pool:
+            list(pool.map(lambda node: node.start(), [self.namenode, *self.datanodes]))
+        self.wait()
+
+    def wait(self, live: int | None = None) -> None:
+        """Until the NameNode is out of safe mode and sees its DataNodes."""
+        live = len(self.datanodes) if live is None else live
+        wait_for(lambda: self._state() == (live, "Operational"), 60, "HDFS starts", 0.2)
+
+    def _state(self) -> tuple[int, str]:
+        try:
+            query = {"qry": "Hadoop:service=NameNode,name=FSNamesystemState"}
+            bean = requests.get(f"{self.url}/jmx", params=query, timeout=5).json()["beans"][0]
+            return bean["NumLiveDataNodes"], bean["FSState"]
+        except (requests.RequestException, ValueError, LookupError):
+            return 0, ""
+
+    def op(self, method: str, path: str, op: str, **params: object) -> requests.Response:
+        """A WebHDFS call as the superuser; not what the archive uses."""
+        import getpass
+
+        query = {"op": op, "user.name": getpass.getuser(), **params}
+        response = requests.request(method, f"{self.url}/webhdfs/v1{path}", params=query, timeout=30)
+        assert response.ok, response.text
+        return response
+
+    def new_root(self) -> str:
+        """A fresh folder that belongs to the user skywave."""
+        self.roots += 1
+        root = f"/archive{self.roots}"
+        self.op("PUT", root, "MKDIRS")
+        self.op("PUT", root, "SETOWNER", owner="skywave")
+        return root
+
+    def admin(self, *args: str) -> str:
+        """``hdfs dfsadmin …``."""
+        return self.namenode.run(f"{_HDFS}.tools.DFSAdmin", *args)
+
+    def remove(self) -> None:
+        for node in (*self.datanodes, self.namenode):
+            node.remove()
