@@ -11,6 +11,7 @@ from hadoop import Hdfs
 from parts import ClickHouse, Mosquitto, Postgres
 from stand import Stand
 from vault import Vault
+from webhdfs_proxy import Proxy
 
 _numbers = itertools.count(1)
 
@@ -113,6 +114,27 @@ def hdfs_target(hdfs):
 def hdfs_vault(clickhouse, database, hdfs_target):
     """ClickHouse and HDFS."""
     yield from _vault(clickhouse, database, hdfs_target)
+
+
+@pytest.fixture
+def two_shards(clickhouse, own_clickhouse, database):
+    vault = Vault({"a": f"port = {clickhouse.port}", "b": f"port = {own_clickhouse.port}"}, database, "")
+    try:
+        yield vault, own_clickhouse
+    finally:
+        vault.remove()
+
+
+@pytest.fixture
+def proxied(clickhouse, database, hdfs):
+    """ClickHouse, and HDFS behind a proxy that injects faults: (vault, proxy)."""
+    proxy = Proxy(hdfs.http)
+    target = f'kind = "hdfs"\nurls = "{proxy.url}"\npath = "{hdfs.new_root()}"\ntimeout = 3\nretry_for = 6\n'
+    try:
+        for vault in _vault(clickhouse, database, target):
+            yield vault, proxy
+    finally:
+        proxy.remove()
 
 
 @pytest.fixture

@@ -12,6 +12,7 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 
@@ -28,7 +29,9 @@ class Crasher:
         job = {"args": args, "step": step, "when": when, "what": what}
         self.process.stdin.write(json.dumps(job) + "\n")
         self.process.stdin.flush()
-        code = json.loads(self.process.stdout.readline())["code"]
+        answer = json.loads(self.process.stdout.readline())
+        code = answer["code"]
+        print(f"step {step} {when}: {code} {answer['output']}")
         return None if code == -signal.SIGKILL else code
 
     def close(self) -> None:
@@ -103,13 +106,16 @@ def _main() -> None:
     import skywave.server.clickhouse
 
     del clickhouse_driver, hdfs, pyarrow, skywave
+    output = tempfile.TemporaryFile("w+")  # noqa: SIM115
     for line in sys.stdin:
         job = json.loads(line)
+        output.seek(0)
+        output.truncate()
         pid = os.fork()
         if pid == 0:
-            silent = os.open(os.devnull, os.O_RDWR)
-            for descriptor in (0, 1, 2):
-                os.dup2(silent, descriptor)
+            for descriptor in (1, 2):
+                os.dup2(output.fileno(), descriptor)
+            os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
             code = 70
             try:
                 _arm(job)
@@ -118,7 +124,9 @@ def _main() -> None:
                 code = error.code if isinstance(error.code, int) else 0 if error.code is None else 1
             finally:
                 os._exit(code)
-        print(json.dumps({"code": os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])}), flush=True)
+        code = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+        output.seek(0)
+        print(json.dumps({"code": code, "output": output.read()}), flush=True)
 
 
 if __name__ == "__main__":

@@ -3,7 +3,7 @@
 A rule sees each request and may answer with a fault. Faults: ``standby`` (403), ``error`` (500 without a body that anybody
 understands), ``lost_reply`` (the request is carried out, the answer is not sent), ``cut`` (the answer ends after so many
 bytes), ``drop`` (an upload ends after so many bytes, the connection closes), ``delay`` and ``stall`` (seconds; a stall sends
-the head of the answer first).
+the head of the answer first), ``unresolvable`` (the redirect names a host that nobody knows).
 """
 
 from __future__ import annotations
@@ -86,6 +86,7 @@ class Proxy:
 class _Handler(BaseHTTPRequestHandler):
     owner: Proxy
     protocol_version = "HTTP/1.1"
+    disable_nagle_algorithm = True
 
     def log_message(self, *_: object) -> None:
         pass
@@ -184,6 +185,9 @@ class _Handler(BaseHTTPRequestHandler):
         for name, value in answer.getheaders():
             if name.lower() == "location":
                 target = urlsplit(value)
+                if kind == "unresolvable":
+                    headers.append((name, value.replace("127.0.0.1:", "datanode.invalid:", 1)))
+                    continue
                 value = f"{self.owner.url}/dn/{target.port}{target.path}?{target.query}"
             if name.lower() == "content-length":
                 length = int(value)

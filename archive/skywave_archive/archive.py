@@ -40,7 +40,7 @@ from typing import Any
 from skywave.errors import EXIT_TRY_LATER, SkywaveError
 
 from .manifest import BrokenManifest, Manifest, parse_name
-from .target import AlreadyExists, Entry, NotFound, Target, TargetError, TargetUnavailable
+from .target import AlreadyExists, Entry, NotFound, Target, TargetUnavailable
 
 log = logging.getLogger(__name__)
 
@@ -233,7 +233,7 @@ class Workspace:
         body = json.dumps(steps)
         content = f"{hashlib.sha256(body.encode()).hexdigest()} {body}".encode()
         self.target.put(self.staged(f"{name}.writing"), content)
-        self.target.rename(self.staged(f"{name}.writing"), self.staged(f"{name}.plan"))
+        self.move(self.staged(f"{name}.writing"), self.staged(f"{name}.plan"))
 
     def _plans(self, folder: str) -> list[str]:
         return [entry.name for entry in self.target.entries(folder) if entry.name.endswith(".plan")]
@@ -243,18 +243,17 @@ class Workspace:
             source, destination = (
                 f"{folder}{path[1:]}" if path.startswith(HERE) else path for path in (source, destination)
             )
-            try:
-                self.target.rename(source, destination)
-            except (NotFound, TargetUnavailable) as error:
-                # Done before, by a crashed run or by a try whose answer was lost?
-                if self.target.status(source) is None and self.target.status(destination) is not None:
-                    continue
-                if isinstance(error, TargetUnavailable):
-                    raise
-                self.assert_owned()
-                raise TargetError(
-                    f"cannot move {source} to {destination}: {error}", "Somebody changed the archive by hand."
-                ) from error
+            self.move(source, destination)
+
+    def move(self, source: str, destination: str) -> None:
+        """Renames, and takes it for done if a crashed run or a try whose answer was lost has done it before."""
+        try:
+            self.target.rename(source, destination)
+        except (NotFound, TargetUnavailable):
+            if self.target.status(source) is not None or self.target.status(destination) is None:
+                if self._lock:
+                    self.assert_owned()
+                raise
 
     # -- the lock --------------------------------------------------------------------------------------------------------
 
@@ -263,19 +262,35 @@ class Workspace:
         self.target.make_folder(STAGING)
         while True:
             locks = {entry.name: entry for entry in self.target.entries(LOCKS)}
-            newest = max(locks, default="00000000")
+            newest = max((name for name in locks if name[:8].isdigit()), default="00000000")
             number = int(newest.partition(".")[0])
             if newest in locks and not newest.endswith(".free"):
                 self._wait_for_death(newest, locks[newest])
-            self.number = number + 1
-            token = f"{self.number:08}-{secrets.token_hex(8)}"
-            self.folder, self._lock = f"{STAGING}/{token}", f"{LOCKS}/{self.number:08}"
-            content = json.dumps({"token": token, **_me()}).encode()
-            if self._create_lock(content):
+            token = f"{number + 1:08}-{secrets.token_hex(8)}"
+            if self._take(token, f"{LOCKS}/{number + 1:08}"):
                 break
+        self.number, self.folder = number + 1, f"{STAGING}/{token}"
+        self._lock = f"{LOCKS}/{self.number:08}"
         self.target.make_folder(self.folder)
         for name in locks:
             self.target.delete(f"{LOCKS}/{name}")
+
+    def _take(self, token: str, lock: str) -> bool:
+        """True if the lock of that number is ours now: exclusive rename lets one win, and never a file half written."""
+        candidate = f"{LOCKS}/candidate-{token}"
+        content = json.dumps({"token": token, **_me()}).encode()
+        try:
+            self.target.put(candidate, content)
+            self.move(candidate, lock)
+        except (AlreadyExists, NotFound):  # NotFound: the owner of a lock tidied up
+            pass
+        finally:
+            with contextlib.suppress(SkywaveError):
+                self.target.delete(candidate)
+        try:
+            return self.target.read_bytes(lock) == content
+        except NotFound:
+            return False
 
     def _wait_for_death(self, name: str, lock: Entry) -> None:
         """Returns when a lock's owner is surely gone; raises ``Locked`` at any sign of life.
@@ -300,20 +315,6 @@ class Workspace:
                 "Try again when it is done.",
             )
         log.warning("taking over the lock of %s, which shows no sign of life", owner.get("host", "?"))
-
-    def _create_lock(self, content: bytes) -> bool:
-        for attempt in range(20):
-            try:
-                self.target.create(self._lock, [content])
-                return True
-            except AlreadyExists:
-                # Ours, if an earlier try went through and its answer was lost.
-                return attempt > 0 and self.target.read_bytes(self._lock) == content
-            except TargetUnavailable:
-                if attempt == 19:
-                    raise
-                time.sleep(0.2)
-        raise AssertionError("unreachable")
 
     def _owner(self, name: str) -> dict[str, Any]:
         try:

@@ -86,8 +86,8 @@ def export(
     if open_day:
         first = last = today
     with open_shards(report.settings.stores()) as shards:
-        plans = [plan(archive, shards, table, first, last) for table in BY_DAY.values()]
         if dry_run:
+            plans = [plan(archive, shards, table, first, last) for table in BY_DAY.values()]
             days = [{"table": each.table.name, "day": day.isoformat()} for each in plans for day in each.days]
             for item in days:
                 report.line(f"would look at {item['table']} {item['day']}")
@@ -97,10 +97,11 @@ def export(
         results: list[DayResult] = []
         with (
             Workspace(archive.target, report.settings.export.lock_ttl) as work,
-            bar(report, "export", None, "rows") as bump,
+            bar(report, "export", None, "rows") as progress,
         ):
-            for each in plans:
-                for result in export_days(archive, work, shards, each, report.settings.export, bump, anew):
+            for table in BY_DAY.values():
+                todo = plan(archive, shards, table, first, last)
+                for result in export_days(archive, work, shards, todo, report.settings.export, progress, anew):
                     results.append(result)
                     if result.error:
                         report.problem(result.error, f"{result.table} {result.day}: ")
@@ -351,6 +352,9 @@ def restore(
                 results.append(result)
                 report.rows += result.rows
                 report.line(f"{table.name} {wanted}: {result.outcome}, {result.rows:,} rows, {result.seconds:.1f} s")
+            for broken in archive.orphans(table.name):
+                if (first is None or broken >= first) and (last is None or broken <= last):
+                    report.problem(_Damaged(f"{table.name} {broken}: has files but no manifest; it was not restored"))
         if selection.everything:
             for store in restorer.stores:
                 accounts = restore_accounts(archive, store)

@@ -216,21 +216,30 @@ class Exporter:
 
     def _stage(self, shard: Shard, table: Table, day: date, known: Known, prefix: str) -> Staged:
         """Reads a shard's day until what was read is what the shard holds, or it has changed too often."""
-        for repeat in range(self.settings.repeats + 1):
+        failing_since = 0.0
+        read = repeats = 0
+        while True:
+            read += 1
+            marker = shard.marker(table, day)
             try:
-                staged, expected = self._read(shard, table, day, known, f"{prefix}-{repeat}")
+                staged, expected = self._read(shard, table, day, known, f"{prefix}-{read}")
             except TargetUnavailable as error:
                 # An upload cannot be gone on with; the rows are read again, into files of other names.
-                if isinstance(error, TargetFull) or repeat == self.settings.repeats:
+                failing_since = failing_since or time.monotonic()
+                failed_for = time.monotonic() - failing_since
+                if isinstance(error, TargetFull) or failed_for >= self.archive.target.retry_for:
                     raise
                 log.warning("shard %s, %s: %s; reading it again", shard.name, day, error)
+                time.sleep(min(0.2 + failed_for / 2, 10.0))
                 continue
             found = (staged.rows, staged.digest)
-            if found == expected or found == shard.count_digest(table, day):
+            if (found == expected and shard.marker(table, day) == marker) or found == shard.count_digest(table, day):
                 return staged
             log.info("shard %s, %s changed while it was read", shard.name, day)
-        staged.steady = False
-        return staged
+            if repeats == self.settings.repeats:
+                staged.steady = False
+                return staged
+            repeats += 1
 
     def _read(self, shard: Shard, table: Table, day: date, known: Known, prefix: str) -> tuple[Staged, tuple[int, int]]:
         staged, streams = Staged(), Collector()
@@ -322,9 +331,7 @@ class Exporter:
         here, day = f"{HERE}/{change}", day_folder(manifest.table, manifest.day)
         new = [file.name for part in staged.values() for file in part.files]
         for name in new:  # leaves behind what failed uploads wrote
-            self.work.target.rename(
-                self.work.staged(f"{change}/read/{name}"), self.work.staged(f"{change}/files/{name}")
-            )
+            self.work.move(self.work.staged(f"{change}/read/{name}"), self.work.staged(f"{change}/files/{name}"))
         self.work.target.put(self.work.staged(f"{change}/manifest.json"), manifest.encode())
         steps: list[Step] = []
         present = {entry.name for entry in self.archive.target.entries(day)}

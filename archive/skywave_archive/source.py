@@ -63,6 +63,10 @@ class Shard:
         )
         return {date.fromisoformat(text(day)): f"{int(made[0][0])}:{int(block)}" for day, block in rows}
 
+    def marker(self, table: Table, day: date) -> str:
+        """The marker of one day; empty if it has no rows."""
+        return self.markers(table).get(day, "")
+
     def count_digest(self, table: Table, day: date) -> tuple[int, int]:
         """Rows and digest of a day."""
         self.sync_replica(table)

@@ -11,6 +11,7 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any, TypeVar
+from urllib.parse import urlparse
 
 import hdfs
 import requests
@@ -207,14 +208,19 @@ def _translated(error: Exception, path: str) -> Exception:
             return kind(f"{path}: {text}", hint)
         if "safe mode" in text.lower():
             return TargetUnavailable(f"{path}: {text}", _KINDS["SafeModeException"][1])
-        if "minReplication" in text or "No space" in text:
+        if any(sign in text for sign in ("minReplication", "No space", "Failed to find datanode")):
             return TargetFull(f"{path}: {text}", "Check the DataNodes: hdfs dfsadmin -report.")
         if "Authentication failure" in text:
             return TargetDenied(f"{path}: {text}", "Check target.user and the cluster's security.")
         return TargetUnavailable(f"{path}: {name} {text}", "See the NameNode's log.")
-    text = _short(error)
-    if "NameResolution" in text or "Failed to resolve" in text or "name resolution" in text:
+    if any(sign in str(error) for sign in ("NameResolution", "Failed to resolve", "name resolution")):
+        host = urlparse(
+            getattr(error.request, "url", "") if isinstance(error, requests.RequestException) else ""
+        ).hostname
         return TargetUnavailable(
-            f"{path}: {text}", "WebHDFS sends to DataNodes by host name: this host must be able to resolve them."
+            f"{path}: the host name {host} is unknown here",
+            "WebHDFS sends to DataNodes by host name: this host must be able to resolve them.",
         )
-    return TargetUnavailable(f"{path}: {text}", "Check target.urls and that the NameNodes and DataNodes answer.")
+    return TargetUnavailable(
+        f"{path}: {_short(error)}", "Check target.urls and that the NameNodes and DataNodes answer."
+    )
