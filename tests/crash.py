@@ -25,14 +25,25 @@ class Crasher:
 
     def run(self, *args: str, step: int = 0, when: str = "before", what: str = "target") -> int | None:
         """Exit code, or None if the step came and the child died there."""
+        code = self._ask({"args": args, "step": step, "when": when, "what": what})["code"]
+        return None if code == -signal.SIGKILL else code
+
+    def stop_at(self, *args: str, step: int) -> int | None:
+        """Runs until before a step and stops there by SIGSTOP; the child's pid, or None if it ended before."""
+        return self._ask({"args": args, "step": step, "when": "stop", "what": "target"})["stopped"]
+
+    def resume(self, pid: int) -> int:
+        """Lets a stopped child run to its end; its exit code."""
+        os.kill(pid, signal.SIGCONT)
+        return self._ask({"wait": pid})["code"]
+
+    def _ask(self, job: dict) -> dict:
         assert self.process.stdin and self.process.stdout
-        job = {"args": args, "step": step, "when": when, "what": what}
         self.process.stdin.write(json.dumps(job) + "\n")
         self.process.stdin.flush()
         answer = json.loads(self.process.stdout.readline())
-        code = answer["code"]
-        print(f"step {step} {when}: {code} {answer['output']}")
-        return None if code == -signal.SIGKILL else code
+        print(f"{job.get('step')} {job.get('when')}: {answer['code']} {answer['output']}")
+        return answer
 
     def close(self) -> None:
         self.process.kill()
@@ -57,6 +68,9 @@ def _arm(job: dict) -> None:
             mine = count == job["step"]
             if mine and job["when"] == "before":
                 _die()
+            if mine and job["when"] == "stop":
+                os.kill(os.getpid(), signal.SIGSTOP)
+                return original(self, *args, **kwargs)
             if mine and job["when"] == "middle" and name == "create":
                 path, chunks = args
                 whole = b"".join(chunks)
@@ -92,16 +106,6 @@ def _main() -> None:
     import hdfs
     import pyarrow.compute
     import pyarrow.parquet
-    import skywave_archive.accounts
-    import skywave_archive.cli
-    import skywave_archive.drill
-    import skywave_archive.expire
-    import skywave_archive.export
-    import skywave_archive.local
-    import skywave_archive.prune
-    import skywave_archive.restore
-    import skywave_archive.verify
-    import skywave_archive.webhdfs
 
     import skywave.server.clickhouse
 
@@ -109,24 +113,33 @@ def _main() -> None:
     output = tempfile.TemporaryFile("w+")  # noqa: SIM115
     for line in sys.stdin:
         job = json.loads(line)
+        pid = job.get("wait") or _start(job, output)
+        status = os.waitpid(pid, os.WUNTRACED)[1]
         output.seek(0)
-        output.truncate()
-        pid = os.fork()
-        if pid == 0:
-            for descriptor in (1, 2):
-                os.dup2(output.fileno(), descriptor)
-            os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
-            code = 70
-            try:
-                _arm(job)
-                skywave_archive.cli.main(job["args"], standalone_mode=True)
-            except SystemExit as error:
-                code = error.code if isinstance(error.code, int) else 0 if error.code is None else 1
-            finally:
-                os._exit(code)
-        code = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
-        output.seek(0)
-        print(json.dumps({"code": code, "output": output.read()}), flush=True)
+        stopped = pid if os.WIFSTOPPED(status) else None
+        code = None if stopped else os.waitstatus_to_exitcode(status)
+        print(json.dumps({"code": code, "stopped": stopped, "output": output.read()}), flush=True)
+
+
+def _start(job: dict, output) -> int:
+    import skywave_archive.cli
+
+    output.seek(0)
+    output.truncate()
+    pid = os.fork()
+    if pid:
+        return pid
+    for descriptor in (1, 2):
+        os.dup2(output.fileno(), descriptor)
+    os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
+    code = 70
+    try:
+        _arm(job)
+        skywave_archive.cli.main(job["args"], standalone_mode=True)
+    except SystemExit as error:
+        code = error.code if isinstance(error.code, int) else 0 if error.code is None else 1
+    finally:
+        os._exit(code)
 
 
 if __name__ == "__main__":

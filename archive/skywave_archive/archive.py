@@ -16,8 +16,8 @@
 a lock over first moves the old workspace away, one atomic rename; from then on each further step of the old owner fails
 at the target, however long it was frozen. **A change is a plan of renames.** Everything is staged and checked, then the
 plan is written into the workspace, then it is carried out. Whoever gets the lock next carries a complete plan through to
-its end and deletes an incomplete one, so nothing is ever half published. Each step can be told to be done by its source
-being gone and its destination being there, so a lost answer or a second run does no harm.
+its end and deletes an incomplete one, so nothing is ever half published. That a step was done is told by its source being gone
+and its destination being there, so a lost answer or a second run does no harm.
 """
 
 from __future__ import annotations
@@ -238,19 +238,25 @@ class Workspace:
     def _plans(self, folder: str) -> list[str]:
         return [entry.name for entry in self.target.entries(folder) if entry.name.endswith(".plan")]
 
-    def _carry_out(self, folder: str, steps: list[Step]) -> None:
-        for source, destination in steps:
-            source, destination = (
-                f"{folder}{path[1:]}" if path.startswith(HERE) else path for path in (source, destination)
-            )
+    def _carry_out(self, folder: str, steps: list[Step], begun: bool = False) -> None:
+        paths = [tuple(f"{folder}{path[1:]}" if path.startswith(HERE) else path for path in step) for step in steps]
+        start = 0
+        if begun:
+            # Steps follow one another, so the last one that was done tells that those before it were.
+            done = [n for n, (source, destination) in enumerate(paths) if self._is_moved(source, destination)]
+            start = max(done, default=-1) + 1
+        for source, destination in paths[start:]:
             self.move(source, destination)
+
+    def _is_moved(self, source: str, destination: str) -> bool:
+        return self.target.status(source) is None and self.target.status(destination) is not None
 
     def move(self, source: str, destination: str) -> None:
         """Renames, and takes it for done if a crashed run or a try whose answer was lost has done it before."""
         try:
             self.target.rename(source, destination)
         except (NotFound, TargetUnavailable):
-            if self.target.status(source) is not None or self.target.status(destination) is None:
+            if not self._is_moved(source, destination):
                 if self._lock:
                     self.assert_owned()
                 raise
@@ -348,7 +354,7 @@ class Workspace:
                 digest, _, body = self.target.read_bytes(path).decode(errors="replace").partition(" ")
                 if hashlib.sha256(body.encode()).hexdigest() == digest:
                     log.warning("finishing the change %s of a run that was ended in the middle", entry.name)
-                    self._carry_out(folder, [(source, destination) for source, destination in json.loads(body)])
+                    self._carry_out(folder, [(source, destination) for source, destination in json.loads(body)], True)
                 self.target.delete(path)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import signal
 import time
+from contextlib import nullcontext
 from datetime import date, timedelta
 from typing import TYPE_CHECKING, Any
 
@@ -416,7 +417,6 @@ def prune(
     """
     from .prune import empty_trash, plan_days, plan_generations
     from .prune import prune as carry_out
-    from .source import open_shards
 
     if (generations is None) == (before is None):
         raise click.UsageError("give either --generations N or --delete-data-before DAY")
@@ -424,19 +424,17 @@ def prune(
         raise click.UsageError("--day goes with --delete-data-before")
     if before and before > utc_today():
         raise click.UsageError(f"{before} has not come yet")
-    if generations is not None:
-        removals = plan_generations(archive, generations)
-    else:
-        assert before is not None
-        held: dict[str, set[date]] | None = None
-        try:
-            with open_shards(report.settings.stores()) as shards:
-                held = {
-                    name: {day for shard in shards for day in shard.markers(table)} for name, table in BY_DAY.items()
-                }
-        except SkywaveError as error:
-            click.echo(f"The store does not answer ({error}): every day counts as held by the archive alone.", err=True)
-        removals = plan_days(archive, before, held, named)
+    held = None if before is None else _days_in_store(report)
+    emptied = 0
+    with Workspace(archive.target, report.settings.export.lock_ttl) if confirm else nullcontext() as work:
+        if before is None:
+            assert generations is not None
+            removals = plan_generations(archive, generations)
+        else:
+            removals = plan_days(archive, before, held, named)
+        if work:
+            carry_out(archive, work, removals)
+            emptied = empty_trash(archive, work, report.settings.export.trash_days)
     for removal in removals:
         what = "the whole day" if removal.whole_day else f"generations {', '.join(map(str, removal.generations))}"
         verb = "keep" if removal.refused else "remove"
@@ -446,17 +444,24 @@ def prune(
         )
     if any(removal.refused for removal in removals):
         report.exit_code = EXIT_DATA
-    emptied = 0
-    if confirm:
-        with Workspace(archive.target, report.settings.export.lock_ttl) as work:
-            carry_out(archive, work, removals)
-            emptied = empty_trash(archive, work, report.settings.export.trash_days)
     report.bytes = sum(removal.bytes for removal in removals if not removal.refused)
     done = "removed" if confirm else "would remove"
     report.line(
         f"{done} {report.bytes / 1e6:,.1f} MB" + ("" if confirm or not removals else "; add --confirm to do it")
     )
     report.document |= {"confirmed": confirm, "days": [r.as_json() for r in removals], "trash_emptied": emptied}
+
+
+def _days_in_store(report: Report) -> dict[str, set[date]] | None:
+    """The days that the store holds, by table; None if it cannot be asked."""
+    from .source import open_shards
+
+    try:
+        with open_shards(report.settings.stores()) as shards:
+            return {name: {day for shard in shards for day in shard.markers(table)} for name, table in BY_DAY.items()}
+    except SkywaveError as error:
+        click.echo(f"The store does not answer ({error}): every day counts as held by the archive alone.", err=True)
+        return None
 
 
 @main.command()

@@ -471,6 +471,7 @@ def export_days(
             try:
                 result = exporter.export(todo.table, day, markers, generations, anew)
             except SkywaveError as error:
+                work.assert_owned()
                 if error.exit_code != EXIT_DATA:
                     raise
                 result = DayResult(todo.table.name, day, "failed", note=str(error), error=error)
