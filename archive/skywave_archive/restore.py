@@ -152,6 +152,8 @@ class Restorer:
         todo = [
             not shard.done(manifest if len(shards) == 1 and self.selection.everything else None) for shard in shards
         ]
+        for shard in shards:
+            shard.clean()
         if not any(todo):
             result.outcome = "there already"
             return result
@@ -217,6 +219,7 @@ class _Shard:
         self.target = f"{store.database}.{table.name}"
         self.staging = f"{self.target}_restoring_{manifest.day:%Y%m%d}"
         self.file_staging = f"{self.staging}_file"
+        self.union = f"{self.staging}_union"
         self._journal = f"restored {table.name} {manifest.day}"
         self._rows = self._digest = 0
         self._file_rows = self._file_digest = 0
@@ -257,6 +260,11 @@ class _Shard:
         self.store.query(
             f"CREATE TABLE {name} AS {self.target} ENGINE = {engine}() PARTITION BY day ORDER BY ({order}){settings}"
         )
+
+    def clean(self) -> None:
+        """Drops what an interrupted restore left."""
+        for name in (self.staging, self.file_staging, self.union):
+            self.store.query(f"DROP TABLE IF EXISTS {name}")
 
     def begin_file(self) -> None:
         """Makes room for one file's rows."""
@@ -331,7 +339,7 @@ class _Shard:
 
     def _unite(self, before: tuple[int, int]) -> tuple[int, int]:
         """Adds the target's rows to the staged ones; of a reading that both have, the target's copy stays."""
-        union = f"{self.staging}_union"
+        union = self.union
         self._create(union, "ReplacingMergeTree")
         columns = ", ".join((*self.table.columns, "day"))
         # Last come, last kept.

@@ -1,0 +1,116 @@
+"""The process is killed at every step of publishing and of restoring; the oracle is the ledger of what was inserted."""
+
+from __future__ import annotations
+
+import pyarrow.parquet as pq
+import pytest
+from vault import Vault, bits, days_ago
+
+DAY = days_ago(1)
+
+
+def visible(vault) -> set[tuple]:
+    """What a reader of the day's folder sees, without any code of ours; fails if a row is there twice."""
+    rows: list[tuple] = []
+    for path in vault.files(DAY):
+        table = pq.read_table(path, partitioning=None).to_pydict()
+        rows += zip(*(table[name] for name in ("client_id", "stream", "seq", "data_value", "received_at")), strict=True)
+    plain = {(client, stream, seq, bits(value), received) for client, stream, seq, value, received in rows}
+    assert len({row[:3] for row in plain}) == len(rows), "a reader sees a reading twice"
+    return plain
+
+
+def expected(vault) -> set[tuple]:
+    return {(row[0], row[3], row[4], row[5], row[6]) for row in vault.ledger[DAY].values()}
+
+
+def crash_everywhere(vault, crasher, may_be_missing: bool, when: str) -> None:
+    """Kills the export at each step, until one run ends; what readers see is always the day before or the day after."""
+    before = visible(vault)
+    deaths = 0
+    states = set()
+    for step in range(1, 200):
+        code = crasher.run("export", "--config", str(vault.path), step=step, when=when)
+        seen = visible(vault)
+        states.add(
+            "before" if seen == before else "after" if seen == expected(vault) else "missing" if not seen else "half"
+        )
+        if code is not None:
+            break
+        deaths += 1
+    assert code == 0 and deaths >= 10
+    assert states <= {"before", "after"} | ({"missing"} if may_be_missing else set()), states
+    assert visible(vault) == expected(vault)
+    assert vault.run("verify", "--level", "rows")["findings"] == []
+    assert list((vault.archive / "_staging").iterdir()) == []
+
+
+@pytest.mark.parametrize("when", ["before", "after", "middle"])
+def test_a_new_day_an_additional_file_and_a_replaced_day_survive_a_kill_at_every_step(vault, crasher, when):
+    vault.add(DAY, first=1)
+    crash_everywhere(vault, crasher, False, when)
+    vault.add(DAY, first=2001)
+    crash_everywhere(vault, crasher, False, when)
+    vault.add(DAY, first=1, count=500, received=9)
+    crash_everywhere(vault, crasher, True, when)
+
+
+def test_several_files_at_once_survive_a_kill_at_every_step(two_shards, crasher):
+    vault, _ = two_shards
+    for round_ in range(2):
+        vault.add(DAY, first=1 + 1000 * round_, client=2, shard="a")
+        vault.add(DAY, first=1 + 1000 * round_, client=1, shard="b")
+        crash_everywhere(vault, crasher, round_ > 0, "before")
+
+
+@pytest.mark.parametrize("replaced", [False, True])
+def test_in_hdfs_too(hdfs_vault, crasher, replaced, clickhouse):
+    vault = hdfs_vault
+    vault.add(DAY, first=1)
+    if replaced:
+        vault.run("export")
+        vault.add(DAY, first=1, count=500, received=9)
+    deaths = 0
+    for step in range(1, 200, 2):
+        code = crasher.run("export", "--config", str(vault.path), step=step, when=("before", "after")[step % 4 == 1])
+        if code is not None:
+            break
+        deaths += 1
+    assert code == 0 and deaths >= 8
+    assert vault.run("verify", "--level", "rows")["findings"] == []
+    name = f"{vault.database}_back"
+    vault.run("restore", "--into", f"clickhouse://127.0.0.1:{clickhouse.port}/{name}")
+    vault.assert_restored(vault.open(database=name))
+
+
+@pytest.mark.parametrize("when", ["before", "after"])
+@pytest.mark.parametrize("merge", [False, True])
+def test_38_a_restore_killed_at_every_step_and_run_again_doubles_nothing(vault, clickhouse, crasher, when, merge):
+    for n, day in enumerate((days_ago(2), DAY)):
+        vault.add(day, first=1 + 5000 * n)
+    vault.run("export")
+    vault.add(DAY, first=9001)
+    vault.run("export")
+    name = f"{vault.database}_back"
+    target = Vault(vault.stores, name, "")
+    url = f"clickhouse://127.0.0.1:{clickhouse.port}/{name}"
+    options = []
+    if merge:
+        target.add(DAY, first=9501, count=900)  # half of it is archived
+        vault.ledger[DAY] |= {key: row for key, row in target.ledger[DAY].items() if key not in vault.ledger[DAY]}
+        options = ["--merge"]
+    deaths = 0
+    for step in range(1, 200):
+        code = crasher.run(
+            "restore", "--into", url, "--config", str(vault.path), *options, step=step, when=when, what="store"
+        )
+        if code is not None:
+            break
+        deaths += 1
+    assert code == 0 and deaths >= 15
+    vault.assert_restored(vault.open(database=name))
+    store = vault.open(database=name)
+    left = store.query(f"SELECT name FROM system.tables WHERE database = '{name}' AND name LIKE '%restoring%'")
+    store.close()
+    assert left == []
+    target.remove()

@@ -1,0 +1,91 @@
+"""A ClickHouse cluster on loopback: ZooKeeper, and several shards and replicas of real servers with replicated tables."""
+
+from __future__ import annotations
+
+import re
+import socket
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+from parts import ClickHouse, Part, which
+
+from skywave import config
+from skywave.server import schema
+from skywave.server.store import open_store
+
+
+class ZooKeeper(Part):
+    def __init__(self) -> None:
+        super().__init__("zookeeper")
+        (self.folder / "zoo.cfg").write_text(
+            f"tickTime=500\ndataDir={self.folder}/data\nclientPort={self.port}\nclientPortAddress=127.0.0.1\n"
+            "admin.enableServer=false\nmaxClientCnxns=0\nmaxSessionTimeout=30000\n"
+        )
+
+    def command(self) -> list[str]:
+        jars = "/usr/share/java/zookeeper.jar"
+        assert Path(jars).exists(), "zookeeper is not installed: run make test, which installs it"
+        main = "org.apache.zookeeper.server.ZooKeeperServerMain"
+        return [which("java"), "-Xmx128m", "-cp", jars, main, str(self.folder / "zoo.cfg")]
+
+    def ready(self) -> bool:
+        try:
+            with socket.create_connection(("127.0.0.1", self.port), 1) as sock:
+                sock.sendall(b"srvr")
+                return b"Mode" in sock.recv(4096)
+        except OSError:
+            return False
+
+
+class Replica(ClickHouse):
+    def __init__(self, zookeeper: int, shard: int, replica: int) -> None:
+        super().__init__()
+        path = self.folder / "config.xml"
+        extra = (
+            f"<interserver_http_host>127.0.0.1</interserver_http_host>"
+            f"<zookeeper><node><host>127.0.0.1</host><port>{zookeeper}</port></node></zookeeper>"
+            f"<macros><shard>{shard}</shard><replica>{replica}</replica></macros></yandex>"
+        )
+        path.write_text(path.read_text().replace("</yandex>", extra))
+
+
+class Cluster:
+    """``nodes[shard][replica]``."""
+
+    def __init__(self, shards: int, replicas: int) -> None:
+        self.zookeeper = ZooKeeper()
+        self.nodes = [[Replica(self.zookeeper.port, s, r) for r in range(replicas)] for s in range(shards)]
+
+    @property
+    def all(self) -> list[Replica]:
+        return [node for shard in self.nodes for node in shard]
+
+    def start(self) -> None:
+        self.zookeeper.start()
+        with ThreadPoolExecutor() as pool:
+            list(pool.map(lambda node: node.start(), self.all))
+
+    def create_tables(self, database: str) -> None:
+        for node in self.all:
+            store = open_store(config.Store(port=node.port, database=database))
+            for statement in schema.tables(database, modern=False):
+                store.query(_replicated(statement))
+            store.close()
+
+    def remove(self) -> None:
+        for node in self.all:
+            node.remove()
+        self.zookeeper.remove()
+
+
+def _replicated(statement: str) -> str:
+    name = re.search(r"CREATE TABLE IF NOT EXISTS (\S+)", statement)
+    if not name:
+        return statement
+    arguments = f"'/clickhouse/{{shard}}/{name[1]}', '{{replica}}'"
+    statement = re.sub(
+        r"ENGINE = ReplacingMergeTree\((\w+)\)", rf"ENGINE = ReplicatedReplacingMergeTree({arguments}, \1)", statement
+    )
+    return re.sub(
+        r"ENGINE = ReplacingMergeTree(?=\s)", f"ENGINE = ReplicatedReplacingMergeTree({arguments})", statement
+    )
