@@ -5,7 +5,6 @@ Absolute figures depend on the host; the ratios and CPU-seconds a million readin
 
 from __future__ import annotations
 
-import json
 import statistics
 import sys
 import threading
@@ -13,7 +12,6 @@ import time
 from array import array
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
 import measure
@@ -21,9 +19,7 @@ import naive
 import paho.mqtt.client as paho
 from paho.mqtt.enums import CallbackAPIVersion
 from parts import ClickHouse, Mosquitto, Postgres, wait_for
-from rich import box
-from rich.console import Console
-from rich.table import Table
+from report import row, write
 from stand import Skywave, Stand
 
 from skywave import config, topics
@@ -31,15 +27,6 @@ from skywave.batch import Batch, Name, encode
 from skywave.client.outbox import open_outbox
 from skywave.emulator.fleet import Fleet
 from skywave.messages import Ack
-
-Row = tuple[str, str, str, bool | None]
-ROWS: list[Row] = []
-
-
-def row(what: str, target: str, figure: str, met: bool | None = None) -> None:
-    """One line of the result."""
-    ROWS.append((what, target, figure, met))
-    print(f"{what}: {figure} (target {target})", file=sys.stderr, flush=True)
 
 
 class Parts:
@@ -332,18 +319,7 @@ def main() -> None:
     baseline(fastest)
     backlog(guarded(latency))
     guarded(foreign_json)
-    table = Table("what", "target", "measured", "", box=box.SIMPLE_HEAD)
-    for what, target, figure, met in ROWS:
-        table.add_row(what, target, figure, {True: "[green]met", False: "[red]missed", None: ""}[met])
-    Console(width=130).print(table)
-    out = Path("build/bench.json")
-    out.parent.mkdir(exist_ok=True)
-    out.write_text(
-        json.dumps([dict(zip(("what", "target", "measured", "met"), r, strict=True)) for r in ROWS], indent=1)
-    )
-    lines = ["| what | target | measured | |", "|---|---|---|---|"]
-    lines += [f"| {w} | {t} | {f} | {'met' if m else 'missed' if m is False else ''} |" for w, t, f, m in ROWS]
-    Path("build/bench.md").write_text("\n".join(lines) + "\n")
+    write("bench")
 
 
 if __name__ == "__main__":

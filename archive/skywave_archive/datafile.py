@@ -1,6 +1,6 @@
 """Parquet files of the archive: written as a stream, read as a stream, hashed on the way.
 
-zstd, page checksums, row groups of a million rows in the order of the table. ``seq`` and the times are delta encoded (a
+zstd, page checksums, row groups of half a million rows in the order of the table. ``seq`` and the times are delta encoded (a
 tenth of their plain size). For ``data_value`` the first rows decide: a dictionary if values repeat, byte stream split
 otherwise; see docs/decisions.
 """
@@ -20,10 +20,10 @@ import pyarrow.parquet as pq
 from skywave.errors import EXIT_DATA, SkywaveError
 
 from .manifest import File
-from .tables import Table, add, digest, row_hashes
+from .tables import Hashes, Table, add, digest, row_hashes
 from .target import NotFound, Target
 
-GROUP_ROWS = 1 << 20
+GROUP_ROWS = 1 << 19
 _SAMPLE_ROWS = 1 << 16
 _CHUNK = 1 << 20
 _QUEUED_CHUNKS = 8
@@ -157,7 +157,7 @@ class Writer:
         self._times += [int(times.min()), int(times.max())]
         if self._parquet is None:
             self._parquet = pq.ParquetWriter(self._upload, self.table.schema, **_encodings(self.table, group))
-        self._parquet.write_batch(group, row_group_size=GROUP_ROWS)
+        self._parquet.write_batch(group, row_group_size=group.num_rows)
 
     def finish(self) -> File:
         """Ends the file and reads it back: what the manifest says of it is what the target returns."""
@@ -248,8 +248,8 @@ class _Window(io.RawIOBase):
         raise OSError(f"bytes {self._at} to {self._at + length} are not in memory")
 
 
-def read_rows(target: Target, path: str, table: Table, file: File) -> Iterator[pa.RecordBatch]:
-    """A data file's rows, one row group at a time, in one pass over its bytes and with one group in memory.
+def read_rows(target: Target, path: str, table: Table, file: File) -> Iterator[tuple[pa.RecordBatch, Hashes]]:
+    """A data file's rows and their hashes, one row group at a time, in one pass over its bytes and with one group in memory.
 
     Length, SHA-256, page checksums, rows and digest are checked; raises ``DamagedFile``, for a wrong hash or digest only
     at the end, so take nothing for good before.
@@ -276,8 +276,9 @@ def read_rows(target: Target, path: str, table: Table, file: File) -> Iterator[p
                 group += 1
                 for batch in read.select(table.schema.names).cast(table.schema).combine_chunks().to_batches():
                     rows += batch.num_rows
-                    total = add(total, digest(row_hashes(batch)))
-                    yield batch
+                    hashes = row_hashes(batch)
+                    total = add(total, digest(hashes))
+                    yield batch, hashes
             if group == len(ends):
                 pieces.clear()
         if position != file.bytes or found.hexdigest() != file.sha256:

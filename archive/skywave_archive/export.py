@@ -84,7 +84,7 @@ class Known:
                 path = f"{day_folder(manifest.table, manifest.day)}/{file.name}"
                 parts += [
                     row_hashes(_unnamed(self._table, batch), self._table.identity)
-                    for batch in read_rows(target, path, self._table, file)
+                    for batch, _ in read_rows(target, path, self._table, file)
                 ]
         return np.sort(np.concatenate(parts))
 

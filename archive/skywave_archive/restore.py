@@ -20,6 +20,7 @@ from urllib.parse import parse_qs, unquote, urlparse
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
+from numpy.typing import NDArray
 
 from skywave import config
 from skywave.errors import EXIT_DATA, ConfigError, SkywaveError
@@ -28,7 +29,7 @@ from skywave.server.store import Store, as_column, open_store, text
 from .archive import Archive, day_folder
 from .datafile import DamagedFile, read_rows
 from .manifest import File, Manifest
-from .tables import Table, add, digest, row_hashes
+from .tables import Hashes, Table, add, digest
 
 Progress = Callable[[int], None]
 
@@ -67,15 +68,20 @@ class Selection:
             and (self.until is None or file.min_time < self.until)
         )
 
-    def of(self, batch: pa.RecordBatch) -> pa.RecordBatch:
-        """The chosen rows of a batch."""
-        for column, chosen, test in (
-            ("client_id", self.client_id, pc.equal), ("data_key", self.key, pc.equal),
-            ("created_at", self.since, pc.greater_equal), ("created_at", self.until, pc.less),
-        ):  # fmt: skip
-            if chosen is not None:
-                batch = batch.filter(test(batch[column], pa.scalar(chosen, batch.schema.field(column).type)))
-        return batch
+    def mask(self, batch: pa.RecordBatch) -> NDArray[np.bool_]:
+        """For each row, whether it is chosen."""
+        chosen = np.ones(batch.num_rows, np.bool_)
+        if self.client_id is not None:
+            chosen &= batch.column("client_id").to_numpy() == self.client_id
+        if self.key is not None:
+            chosen &= pc.equal(batch.column("data_key"), pa.scalar(self.key, pa.binary())).to_numpy(
+                zero_copy_only=False
+            )
+        if self.since is not None:
+            chosen &= batch.column("created_at").to_numpy() >= self.since
+        if self.until is not None:
+            chosen &= batch.column("created_at").to_numpy() < self.until
+        return chosen
 
 
 @dataclass
@@ -190,11 +196,11 @@ class Restorer:
         with ThreadPoolExecutor(1, "insert") as pool:
             waiting: Future[None] | None = None
             try:
-                for batch in read_rows(self.archive.target, path, table, file):
+                for batch, hashes in read_rows(self.archive.target, path, table, file):
                     self.progress(batch.num_rows)
                     if waiting:
                         waiting.result()
-                    waiting = pool.submit(self._insert, self.selection.of(batch), shards, todo)
+                    waiting = pool.submit(self._insert, batch, hashes, shards, todo)
                 if waiting:
                     waiting.result()
             finally:
@@ -204,11 +210,15 @@ class Restorer:
             if wanted:
                 shard.end_file()
 
-    def _insert(self, batch: pa.RecordBatch, shards: list[_Shard], todo: list[bool]) -> None:
+    def _insert(self, batch: pa.RecordBatch, hashes: Hashes, shards: list[_Shard], todo: list[bool]) -> None:
+        chosen = self.selection.mask(batch)
         owner = batch.column("client_id").to_numpy() % len(shards)
         for number, (shard, wanted) in enumerate(zip(shards, todo, strict=True)):
-            if wanted and batch.num_rows:
-                shard.insert(batch if len(shards) == 1 else batch.filter(pa.array(owner == number)))
+            mine = chosen & (owner == number)
+            if wanted and mine.all():
+                shard.insert(batch, hashes)
+            elif wanted and mine.any():
+                shard.insert(batch.filter(pa.array(mine)), hashes[mine])
 
 
 class _Shard:
@@ -260,6 +270,7 @@ class _Shard:
         self.store.query(
             f"CREATE TABLE {name} AS {self.target} ENGINE = {engine}() PARTITION BY day ORDER BY ({order}){settings}"
         )
+        self.store.query(f"SYSTEM STOP MERGES {name}")  # its parts merge when they are where they belong
 
     def clean(self) -> None:
         """Drops what an interrupted restore left."""
@@ -274,7 +285,7 @@ class _Shard:
         self._create(self.file_staging, "MergeTree")
         self._file_rows = self._file_digest = 0
 
-    def insert(self, batch: pa.RecordBatch) -> None:
+    def insert(self, batch: pa.RecordBatch, hashes: Hashes) -> None:
         """Inserts rows of the file as one block."""
         columns: dict[str, Any] = {}
         keys: list[bytes] | None = None
@@ -290,7 +301,7 @@ class _Shard:
         columns["day"] = np.full(batch.num_rows, np.datetime64(self.day))
         self.store.insert(self.file_staging, columns, keys)
         self._file_rows += batch.num_rows
-        self._file_digest = add(self._file_digest, digest(row_hashes(batch)))
+        self._file_digest = add(self._file_digest, digest(hashes))
 
     def end_file(self) -> None:
         """Takes the rows of a file over that was read to its end and found good."""

@@ -83,7 +83,7 @@ def verify_day(
                 check_bytes(archive.target, path, file)
             else:
                 collector = Collector()
-                for batch in read_rows(archive.target, path, BY_DAY[manifest.table], file):
+                for batch, _ in read_rows(archive.target, path, BY_DAY[manifest.table], file):
                     if BY_DAY[manifest.table].ranged:
                         collector.add(batch)
                 streams = united(streams, collector.finish())
