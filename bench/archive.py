@@ -7,6 +7,7 @@ ours is of the whole command, its start included.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import statistics
 import subprocess
@@ -14,6 +15,7 @@ import sys
 import time
 from collections.abc import Callable
 from datetime import date, timedelta
+from pathlib import Path
 
 import numpy as np
 import requests
@@ -121,9 +123,19 @@ def ours(vault: Vault, *args: str) -> tuple[float, float, int]:
         [sys.executable, "-m", "skywave_archive", args[0], "--config", str(vault.path), *args[1:]],
         stdout=subprocess.DEVNULL,
     )
-    _, status, usage = os.wait4(process.pid, 0)
-    assert os.waitstatus_to_exitcode(status) == 0, args
-    return time.monotonic() - started, usage.ru_utime + usage.ru_stime, usage.ru_maxrss * 1024
+    peak = 0
+    while True:
+        # Not ru_maxrss: a child inherits that from the process that started it.
+        with contextlib.suppress(OSError, StopIteration):
+            lines = Path(f"/proc/{process.pid}/status").read_text().splitlines()
+            peak = max(peak, next(int(line.split()[1]) for line in lines if line.startswith("VmHWM")) * 1024)
+        pid, status, usage = os.wait4(process.pid, os.WNOHANG)
+        if pid:
+            break
+        time.sleep(0.02)
+    process.returncode = os.waitstatus_to_exitcode(status)
+    assert process.returncode == 0, args
+    return time.monotonic() - started, usage.ru_utime + usage.ru_stime, peak
 
 
 def speed(yard: Yard, rows: int) -> None:

@@ -31,7 +31,10 @@ class ErrorGroup(click.Group):
             ctx.exit(error.exit_code)
         except ModuleNotFoundError as error:
             click.echo(f"Error: {error.name} is not installed", err=True)
-            click.echo("  Install the part you need: pip install 'skywave[client]', [server], [archive] or [embedded].", err=True)
+            click.echo(
+                "  Install the part you need: pip install 'skywave[client]', [server], [archive] or [embedded].",
+                err=True,
+            )
             ctx.exit(2)
 
 
@@ -207,7 +210,8 @@ def audit(path: str, client_id: int | None, as_json: bool) -> None:
 @click.option("--picture", type=click.Path(dir_okay=False, path_type=Path), hidden=True)
 @json_option
 def demo(seconds: float, rate: float, seed: int | None, keep: Path | None, picture: Path | None, as_json: bool) -> None:
-    """Run everything on this host, kill the broker in the middle, and account for every reading.
+    """Run everything on this host, kill the broker in the middle, delete the store and restore it from the archive, and
+    account for every reading.
 
     Exit code 1 if one is lost or doubled.
     """

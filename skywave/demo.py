@@ -1,4 +1,5 @@
-"""`skywave demo`: the whole system on this host with the embedded parts, a broker that dies, and the account at the end.
+"""`skywave demo`: the whole system on this host with the embedded parts, a broker that dies, a store that is lost and comes
+back from its archive, and the account at the end.
 
 Three sensor emulators, a client with a SQLite outbox, Mosquitto, and a server with chDB run as processes of their own,
 on free ports in a temporary folder. What was sent is read from the emulators' ledgers, what was stored from the store.
@@ -19,6 +20,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import numpy as np
 from rich import box
@@ -75,6 +77,13 @@ class Result:
     doubled: int
     outages: int
     readings_per_s: float
+    archived: int = 0
+    restored: int = 0
+
+    @property
+    def clean(self) -> bool:
+        """True if every reading is where it belongs, once."""
+        return self.produced == self.stored == self.archived == self.restored and not (self.lost or self.doubled)
 
 
 @dataclass
@@ -106,7 +115,9 @@ class Demo:
                 self._start_all()
                 self._send()
                 self._drain()
-            return self._account()
+            result = self._account()
+            self._archive_and_restore(result)
+            return result
         finally:
             self._stop_all()
             signal.signal(signal.SIGINT, previous)
@@ -131,6 +142,10 @@ class Demo:
         (self.folder / "server.toml").write_text(
             f'name = "demo"\n{mqtt}[store]\nkind = "embedded"\npath = {json.dumps(str(self.folder / "store"))}\n'
             f"[http]\nport = {self._ports['server']}\n"
+        )
+        (self.folder / "archive.toml").write_text(
+            f'[store]\nkind = "embedded"\npath = {json.dumps(str(self.folder / "store"))}\n'
+            f'[target]\nkind = "local"\npath = {json.dumps(str(self.folder / "archive"))}\n'
         )
 
     def _start(self, name: str, *command: str) -> None:
@@ -254,6 +269,40 @@ class Demo:
         result.readings_per_s = round(result.produced / max(self._sending_s, 0.001), 1)
         return result
 
+    def _archive_and_restore(self, result: Result) -> None:
+        """The store is archived, deleted and refilled; its account must be what it was."""
+        self._archive("export")
+        self._archive("export", "--open-day")
+        days = self._archive("list", "--no-store")["days"]
+        result.archived = sum(day["rows"] for day in days if day["table"] == "telemetry")
+        self._note(f"{result.archived:,} readings are archived; now the store is deleted")
+        shutil.rmtree(self.folder / "store")
+        self._archive("restore", "--into", f"embedded:{quote(str(self.folder / 'store'))}")
+        again = self._account()
+        result.restored = again.stored
+        result.lost += again.lost
+        result.doubled += again.doubled
+        account = self._run("skywave", "audit", "--config", str(self.folder / "server.toml"), "--json")
+        if not account["clean"] or account["stored"] != result.stored:
+            raise DemoFailed(f"the audit after the restore is not clean: {account}")
+        self._note("the store is back from the archive, compared with the ledgers and audited again")
+
+    def _archive(self, command: str, *options: str) -> dict[str, Any]:
+        return self._run("skywave_archive", command, "--config", str(self.folder / "archive.toml"), "--json", *options)
+
+    def _run(self, module: str, *arguments: str) -> dict[str, Any]:
+        done = subprocess.run(
+            [sys.executable, "-m", module, *arguments],
+            capture_output=True,
+            text=True,
+            check=False,
+            start_new_session=True,
+        )
+        if done.returncode != 0:
+            raise DemoFailed(f"{module} {arguments[0]} ended with code {done.returncode}", done.stderr.strip()[-500:])
+        document: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+        return document
+
     # -- the screen ----------------------------------------------------------------------------------------------
 
     @contextlib.contextmanager
@@ -371,10 +420,10 @@ def run_demo(
     if as_json:
         print(json.dumps({**vars(result), "seed": seed}))
     else:
+        sign = "=" if result.clean else "?"
         print(
-            f"produced {result.produced:,} = stored {result.stored:,}, lost {result.lost}, doubled {result.doubled}"
+            f"produced {result.produced:,} {sign} stored {result.stored:,} {sign} archived {result.archived:,} {sign}"
+            f" restored {result.restored:,}, lost {result.lost}, doubled {result.doubled}"
             f"   ({result.readings_per_s:,.0f} readings/s, {result.outages} broker outage, seed {seed})"
-            if result.produced == result.stored
-            else f"produced {result.produced:,}, stored {result.stored:,}, lost {result.lost}, doubled {result.doubled}"
         )
-    return not (result.lost or result.doubled)
+    return result.clean

@@ -14,7 +14,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import requests
-from parts import Part, free_port, wait_for, which
+from parts import Part, free_port, listens, wait_for, which
 
 VERSION = "3.5.0"
 JARS = {
@@ -91,6 +91,10 @@ class _Node(Part):
 
 class NameNode(_Node):
     daemon = f"{_HDFS}.server.namenode.NameNode"
+    rpc = 0
+
+    def ready(self) -> bool:
+        return listens(self.port) and listens(self.rpc)
 
 
 class DataNode(_Node):
@@ -112,8 +116,9 @@ class Hdfs:
             "dfs.client.block.write.replace-datanode-on-failure.policy": "NEVER",
             "hadoop.tmp.dir": tempfile.gettempdir(), **extra,
         }  # fmt: skip
+        self.common = common
         self.namenode = NameNode("namenode", common)
-        self.namenode.port = self.http
+        self.namenode.port, self.namenode.rpc = self.http, self.rpc
         self.namenode.configure({**common, "dfs.namenode.name.dir": self.namenode.folder / "name"})
         self.datanodes = []
         for number in range(datanodes):
@@ -173,3 +178,68 @@ class Hdfs:
     def remove(self) -> None:
         for node in (*self.datanodes, self.namenode):
             node.remove()
+
+
+class JournalNode(_Node):
+    daemon = f"{_HDFS}.qjournal.server.JournalNode"
+
+
+class HighlyAvailableHdfs(Hdfs):
+    """Two NameNodes with a JournalNode; ``fail_over`` makes the second one active."""
+
+    def __init__(self, datanodes: int = 2) -> None:
+        journal, journal_http = free_port(), free_port()
+        ports = {name: (free_port(), free_port()) for name in ("nn1", "nn2")}
+        common: dict[str, object] = {
+            "fs.defaultFS": "hdfs://ns", "dfs.nameservices": "ns", "dfs.ha.namenodes.ns": "nn1,nn2",
+            "dfs.namenode.shared.edits.dir": f"qjournal://127.0.0.1:{journal}/ns",
+            "dfs.journalnode.rpc-address": f"127.0.0.1:{journal}", "dfs.journalnode.http-address": f"127.0.0.1:{journal_http}",
+            "dfs.client.failover.proxy.provider.ns": f"{_HDFS}.server.namenode.ha.ConfiguredFailoverProxyProvider",
+            "dfs.ha.fencing.methods": "shell(/bin/true)",
+        }  # fmt: skip
+        for name, (rpc, http) in ports.items():
+            common |= {f"dfs.namenode.rpc-address.ns.{name}": f"127.0.0.1:{rpc}"}
+            common |= {f"dfs.namenode.http-address.ns.{name}": f"127.0.0.1:{http}"}
+        super().__init__(datanodes, **common)
+        self.journal = JournalNode("journalnode", common)
+        self.journal.port = journal
+        self.journal.configure({**common, "dfs.journalnode.edits.dir": self.journal.folder / "edits"})
+        self.standby = NameNode("namenode2", common)
+        for name, node in (("nn1", self.namenode), ("nn2", self.standby)):
+            node.rpc, node.port = ports[name]
+            folder = node.folder / "name"
+            extra = {"dfs.namenode.name.dir": folder, "dfs.ha.namenode.id": name}
+            node.configure({**self._without_single(), **extra})
+        for node in self.datanodes:
+            body = (node.conf / "hdfs-site.xml").read_text()
+            for single in ("dfs.namenode.rpc-address", "dfs.namenode.http-address"):
+                start = body.index(f"<property><name>{single}</name>")
+                body = body[:start] + body[body.index("</property>", start) + len("</property>") :]
+            for file in ("core-site.xml", "hdfs-site.xml"):
+                (node.conf / file).write_text(body)
+        self.http = ports["nn1"][1]
+        self.urls = ";".join(f"http://127.0.0.1:{http}" for _, http in ports.values())
+
+    def _without_single(self) -> dict[str, object]:
+        return {
+            k: v for k, v in self.common.items() if k not in ("dfs.namenode.rpc-address", "dfs.namenode.http-address")
+        }
+
+    def start(self) -> None:
+        self.journal.start()
+        self.namenode.run(NameNode.daemon, "-format", "-nonInteractive", "-force")
+        self.namenode.start()
+        self.standby.run(NameNode.daemon, "-bootstrapStandby", "-nonInteractive", "-force")
+        with ThreadPoolExecutor() as pool:
+            list(pool.map(lambda node: node.start(), [self.standby, *self.datanodes]))
+        self.standby.run(f"{_HDFS}.tools.DFSHAAdmin", "-transitionToActive", "nn1")
+        self.wait()
+
+    def fail_over(self) -> None:
+        """After the first NameNode has died."""
+        self.standby.run(f"{_HDFS}.tools.DFSHAAdmin", "-transitionToActive", "--forceactive", "nn2")
+
+    def remove(self) -> None:
+        super().remove()
+        self.standby.remove()
+        self.journal.remove()

@@ -6,7 +6,7 @@ import threading
 import time
 
 import pytest
-from hadoop import Hdfs
+from hadoop import Hdfs, HighlyAvailableHdfs
 from skywave_archive.source import Shard
 from vault import Vault, days_ago
 from webhdfs_proxy import Fault
@@ -62,6 +62,34 @@ def test_02_an_error_in_our_row_generator_publishes_nothing(hdfs, hdfs_vault, cl
     assert names(hdfs, hdfs_vault, "_staging") == []
     hdfs_vault.run("export")
     complete(hdfs_vault, clickhouse)
+
+
+def test_03_the_active_namenode_dies_in_mid_upload_and_the_standby_takes_over(clickhouse, database, monkeypatch):
+    cluster = HighlyAvailableHdfs()
+    try:
+        cluster.start()
+        target = f'kind = "hdfs"\nurls = "{cluster.urls}"\npath = "{cluster.new_root()}"\ntimeout = 5\nretry_for = 60\n'
+        vault = Vault({"1": f"port = {clickhouse.port}"}, database, target)
+        vault.add(DAY, count=50_000)
+        rows = Shard.rows
+        dead = []
+
+        def killing(self, table, day):
+            for batch in rows(self, table, day):
+                yield batch
+                if not dead:
+                    cluster.namenode.kill()
+                    dead.append(threading.Thread(target=cluster.fail_over))
+                    dead[0].start()
+
+        monkeypatch.setattr(Shard, "rows", killing)
+        vault.run("export")
+        dead[0].join()
+        complete(vault, clickhouse)
+        assert cluster.namenode.process.poll() is not None
+        vault.remove()
+    finally:
+        cluster.remove()
 
 
 def test_04_no_namenode_ends_in_try_again_with_nothing_half_published(proxied, clickhouse):

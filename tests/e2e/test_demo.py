@@ -16,7 +16,7 @@ from skywave.demo import compare
 def test_the_demo_survives_its_outage_and_prints_one_json_object_last():
     result = skywave("demo", "--seconds", "6", "--rate", "3000", "--json", "--seed", "1")
     document = json.loads(result.stdout.splitlines()[-1])
-    assert document["produced"] == document["stored"] > 10_000
+    assert document["produced"] == document["stored"] == document["archived"] == document["restored"] > 10_000
     assert (document["lost"], document["doubled"], document["outages"]) == (0, 0, 1)
     assert document["readings_per_s"] > 1000
 
@@ -36,7 +36,7 @@ def test_ctrl_c_ends_the_demo_with_the_account_so_far():
         demo.kill()
     assert demo.returncode == 0, errors
     document = json.loads(output.splitlines()[-1])
-    assert document["produced"] == document["stored"]
+    assert document["produced"] == document["stored"] == document["restored"]
     assert document["lost"] == document["doubled"] == 0
 
 
