@@ -22,6 +22,7 @@ class ErrorGroup(click.Group):
     """Turns expected errors into a message, a hint and an exit code."""
 
     def invoke(self, ctx: click.Context) -> object:
+        """See ``click.Group.invoke``."""
         try:
             return super().invoke(ctx)
         except SkywaveError as error:

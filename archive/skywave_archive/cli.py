@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import signal
-import time
 from contextlib import nullcontext
 from datetime import date, timedelta
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import click
 
@@ -73,7 +72,7 @@ def export(
     and what was written is what they hold. Run it again at any time: it goes on where it was ended.
     """
     from .accounts import export_accounts
-    from .export import export_days, plan
+    from .night import export_days, plan
     from .source import open_shards
 
     if ((all_closed or open_day) and (day or first or last)) or (all_closed and open_day):
@@ -142,76 +141,18 @@ def list_(
     archive: Archive, report: Report, day: date | None, first: date | None, last: date | None, no_store: bool
 ) -> None:
     """List archived days: generations, rows, bytes, sealed, verified when; and days that only the store has."""
+    from .listing import listing, print_listing
     from .source import open_shards
 
     first, last = span(day, first, last)
-    state = archive.state()
-    rows = []
-    held: dict[date, set[str]] = {}
-    if not no_store:
-        with open_shards(report.settings.stores()) as shards:
-            for shard in shards:
-                for found in shard.markers(TELEMETRY):
-                    held.setdefault(found, set()).add(shard.name)
-    for table in BY_DAY:
-        generations = archive.generations(table)
-        for found, manifest in archive.manifests(table):
-            if (first and found < first) or (last and found > last):
-                continue
-            entry: dict[str, Any] = {"table": table, "day": found.isoformat(), "generations": len(generations[found])}
-            if isinstance(manifest, SkywaveError):
-                entry |= {"status": "broken", "problem": str(manifest)}
-                report.exit_code = EXIT_DATA
-            else:
-                verified = archive.verified(manifest, state)
-                entry |= {
-                    "status": "sealed" if manifest.sealed else "unsealed", "rows": manifest.rows,
-                    "bytes": manifest.total_bytes, "files": len(manifest.files), "shards": sorted(manifest.shards),
-                    "digest": str(manifest.digest), "verified": verified and {"level": verified[0], "at": verified[1]},
-                    "created": manifest.created,
-                }  # fmt: skip
-            if table == TELEMETRY.name and not no_store:
-                entry["in_store"] = found in held
-            rows.append(entry)
-        for found in archive.orphans(table):
-            rows.append({"table": table, "day": found.isoformat(), "status": "broken", "problem": "no manifest"})
-            report.exit_code = EXIT_DATA
-    archived = archive.generations(TELEMETRY.name)
-    gaps = [d.isoformat() for d in sorted(held) if d not in archived and d < utc_today()]
-    if gaps:
-        report.oldest_open = date.fromisoformat(gaps[0])
-    report.document = {"days": rows, "not_archived": gaps}
+    with nullcontext(None) if no_store else open_shards(report.settings.stores()) as shards:
+        rows, gaps = listing(archive, shards, first, last)
+    if any(row["status"] == "broken" for row in rows):
+        report.exit_code = EXIT_DATA
+    report.oldest_open = gaps[0] if gaps else None
+    report.document = {"days": rows, "not_archived": [gap.isoformat() for gap in gaps]}
     if not report.as_json:
-        _print_list(rows, gaps)
-
-
-def _print_list(rows: list[dict[str, Any]], gaps: list[str]) -> None:
-    from rich import box
-    from rich.console import Console
-    from rich.table import Table
-
-    for name in BY_DAY:
-        chosen = [row for row in rows if row["table"] == name]
-        if not chosen:
-            continue
-        table = Table(box=box.SIMPLE_HEAD, pad_edge=False, title=name, title_justify="left")
-        for column in ("day", "status", "gen", "rows", "MB", "files", "verified", "in store"):
-            right = column in ("gen", "rows", "MB", "files")
-            table.add_column(column, justify="right" if right else "left", no_wrap=column != "verified")
-        for row in chosen:
-            if row["status"] == "broken":
-                table.add_row(row["day"], "[red]broken[/]", "", "", "", "", row["problem"], "")
-                continue
-            verified = row["verified"]
-            table.add_row(
-                row["day"], row["status"], str(row["generations"]), f"{row['rows']:,}", f"{row['bytes'] / 1e6:,.1f}",
-                str(row["files"]),
-                f"{verified['level']} {verified['at'][:10]}" if verified else "never",
-                "" if "in_store" not in row else "yes" if row["in_store"] else "no",
-            )  # fmt: skip
-        Console().print(table)
-    if gaps:
-        click.echo(f"not archived yet: {', '.join(gaps)}")
+        print_listing(rows, gaps)
 
 
 @main.command()
@@ -233,7 +174,7 @@ def verify(
     What was found good is noted; `expire` needs days verified at level rows.
     """
     from .accounts import verify_accounts
-    from .export import remember
+    from .night import remember
     from .verify import LEVELS
     from .verify import verify as check
 
@@ -303,7 +244,7 @@ def restore(
     once. Keep the servers stopped until it has ended. A damaged file is left out and named; the rest is restored.
     """
     from .accounts import restore_accounts
-    from .restore import DayRestored, Restorer, Selection, chosen_days, parse_url
+    from .restore import DayRestored, NothingThere, Restorer, Selection, chosen_days, parse_url
 
     first, last = span(day, first, last)
     if since is not None and until is not None and until <= since:
@@ -335,38 +276,21 @@ def restore(
     ):
         restorer.prepare()
         for table in tables:
-            for wanted, manifest in chosen_days(archive, table, first, last):
-                began = time.monotonic()
-                try:
-                    if isinstance(manifest, SkywaveError):
-                        raise manifest
-                    result = restorer.restore(table, manifest)
-                except SkywaveError as error:
-                    if error.exit_code not in (EXIT_DATA, 2):
-                        raise
-                    report.problem(error, f"{table.name} {wanted}: ")
-                    result = DayRestored(table.name, wanted, "failed", problems=[str(error)])
-                else:
-                    for problem in result.problems:
-                        report.problem(_Damaged(problem))
-                result.seconds = round(time.monotonic() - began, 2)
+            for result in restorer.restore_days(table, first, last):
                 results.append(result)
-                report.rows += result.rows
-                report.line(f"{table.name} {wanted}: {result.outcome}, {result.rows:,} rows, {result.seconds:.1f} s")
-            for broken in archive.orphans(table.name):
-                if (first is None or broken >= first) and (last is None or broken <= last):
-                    report.problem(_Damaged(f"{table.name} {broken}: has files but no manifest; it was not restored"))
+                for error in result.errors:
+                    report.problem(error, f"{table.name} {result.day}: ")
+                report.line(
+                    f"{table.name} {result.day}: {result.outcome}, {result.rows:,} rows, {result.seconds:.1f} s"
+                )
         if selection.everything:
             for store in restorer.stores:
                 accounts = restore_accounts(archive, store)
+    report.rows = sum(result.rows for result in results)
     if day and not results:
-        report.problem(_Damaged(f"{day} is not in the archive"))
-    report.line(f"{sum(result.rows for result in results):,} rows restored")
+        report.problem(NothingThere(f"{day} is not in the archive", "See skywave-archive list."))
+    report.line(f"{report.rows:,} rows restored")
     report.document |= {"days": [result.as_json() for result in results], "accounts": accounts}
-
-
-class _Damaged(SkywaveError):
-    exit_code = EXIT_DATA
 
 
 @main.command()

@@ -11,19 +11,13 @@ from datetime import date
 from typing import Any
 
 from skywave import config
-from skywave.errors import EXIT_DATA, SkywaveError
+from skywave.errors import SkywaveError
 from skywave.server.store import open_store
 
 from .archive import Archive
 from .manifest import Manifest
-from .restore import Restorer, Selection
+from .restore import NothingThere, Restorer, Selection
 from .tables import TELEMETRY
-
-
-class NothingToDrill(SkywaveError):
-    """No archived day has rows."""
-
-    exit_code = EXIT_DATA
 
 
 @dataclass
@@ -51,9 +45,7 @@ def drill(
         if not isinstance(manifest, SkywaveError) and manifest.rows and day in (None, found)
     }
     if not days:
-        raise NothingToDrill(
-            f"there is no archived day with rows to restore{f': {day}' if day else ''}", "See the list."
-        )
+        raise NothingThere(f"there is no archived day with rows to restore{f': {day}' if day else ''}", "See the list.")
     manifest: Manifest = days[random.SystemRandom().choice(sorted(days))]
     database = f"{settings.database}_drill_{secrets.token_hex(4)}"
     try:
@@ -64,7 +56,7 @@ def drill(
                 f"SELECT {TELEMETRY.digest_sql} FROM {database}.{TELEMETRY.name} FINAL"
             )[0]
         passed = (int(rows), int(total)) == (manifest.rows, manifest.digest)
-        return Drill(manifest.day, int(rows), str(total), passed and not result.problems, result.problems)
+        return Drill(manifest.day, int(rows), str(total), passed and not result.errors, [str(e) for e in result.errors])
     finally:
         with closing(open_store(settings)) as store:
             store.query(f"DROP DATABASE IF EXISTS {database}")

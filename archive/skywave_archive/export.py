@@ -7,34 +7,32 @@ a day that has shrunk in the store since (expired, half restored) therefore neve
 
 from __future__ import annotations
 
-import contextlib
-import json
 import logging
 import secrets
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from datetime import date, timedelta
+from datetime import date
 from queue import Full, Queue
 from threading import Thread
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
-from numpy.typing import NDArray
 
 from skywave import __version__
-from skywave.errors import EXIT_DATA, SkywaveError
+from skywave.errors import SkywaveError
 
-from .archive import HERE, STATE, SUPERSEDED, Archive, Step, Workspace, day_folder, manifest_path, utc_now, utc_today
-from .datafile import GROUP_ROWS, Writer, read_rows
+from .archive import HERE, SUPERSEDED, Archive, Step, Workspace, day_folder, manifest_path, utc_now, utc_today
+from .datafile import GROUP_ROWS, Writer
+from .known import Known, unnamed_rows
 from .manifest import BrokenManifest, File, Manifest, ShardState
-from .ranges import Collector, Ranges, StreamName, runs, united
+from .ranges import Collector, Ranges, StreamName, united
 from .settings import Export
 from .source import Shard, columns_of
-from .tables import Hashes, Table, add, digest, row_hashes
-from .target import Target, TargetFull, TargetUnavailable
+from .tables import Table, add, digest, row_hashes
+from .target import TargetFull, TargetUnavailable
 
 log = logging.getLogger(__name__)
 Progress = Callable[[int], None]
@@ -62,54 +60,6 @@ class DayResult:
         """For ``--json``."""
         body = {name: value for name, value in vars(self).items() if name != "error"}
         return {**body, "day": self.day.isoformat()}
-
-
-class Known:
-    """The rows that a generation holds, by identity; without a manifest, none."""
-
-    def __init__(self, target: Target, table: Table, manifest: Manifest | None = None) -> None:
-        self._table = table
-        self.files = manifest.files if manifest else []
-        self.rows = manifest.rows if manifest else 0
-        self.digest = manifest.digest if manifest else 0
-        self._streams = manifest.streams if manifest else {}
-        self._unnamed = np.empty(0, np.uint64)
-        if manifest and manifest.unnamed_rows:
-            self._unnamed = self._read_unnamed(target, manifest)
-
-    def _read_unnamed(self, target: Target, manifest: Manifest) -> Hashes:
-        parts = [self._unnamed]
-        for file in self.files:
-            if any(file.first_client <= client <= file.last_client for client in manifest.unnamed_rows):
-                path = f"{day_folder(manifest.table, manifest.day)}/{file.name}"
-                parts += [
-                    row_hashes(_unnamed(self._table, batch), self._table.identity)
-                    for batch, _ in read_rows(target, path, self._table, file)
-                ]
-        return np.sort(np.concatenate(parts))
-
-    def mask(self, batch: pa.RecordBatch) -> NDArray[np.bool_]:
-        """For each row, whether it is known."""
-        known = np.zeros(batch.num_rows, np.bool_)
-        if not self.files:
-            return known
-        if not self._table.ranged:
-            return self._in_unnamed(batch)
-        seq = batch.column("seq").to_numpy()
-        for name, rows in runs(batch):
-            if name.stream == 0:
-                known[rows] = self._in_unnamed(batch.slice(rows.start, rows.stop - rows.start))
-            elif name in self._streams:
-                known[rows] = self._streams[name].contain(seq[rows])
-        return known
-
-    def _in_unnamed(self, batch: pa.RecordBatch) -> NDArray[np.bool_]:
-        if not len(self._unnamed):
-            return np.zeros(batch.num_rows, np.bool_)
-        hashes = row_hashes(batch, self._table.identity)
-        at = np.minimum(np.searchsorted(self._unnamed, hashes), len(self._unnamed) - 1)
-        found: NDArray[np.bool_] = self._unnamed[at] == hashes
-        return found
 
 
 @dataclass
@@ -285,7 +235,7 @@ class Exporter:
     def _account(table: Table, rows: pa.RecordBatch, streams: Collector, staged: Staged) -> None:
         if table.ranged:
             streams.add(rows)
-        unnamed = _unnamed(table, rows)
+        unnamed = unnamed_rows(table, rows)
         for client, count in zip(*np.unique(unnamed["client_id"].to_numpy(), return_counts=True), strict=True):
             staged.unnamed[int(client)] = staged.unnamed.get(int(client), 0) + int(count)
 
@@ -361,11 +311,6 @@ class _Job:
     closed: bool
 
 
-def _unnamed(table: Table, batch: pa.RecordBatch) -> pa.RecordBatch:
-    """The rows that are not told apart by the numbers of a stream."""
-    return batch.filter(pa.array(batch.column("stream").to_numpy() == 0)) if table.ranged else batch
-
-
 def _groups(batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
     """Batches put together to row groups."""
     waiting: list[pa.RecordBatch] = []
@@ -418,79 +363,3 @@ def _ahead(groups: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
     finally:
         given_up = True
         thread.join()
-
-
-@dataclass
-class Plan:
-    """What an export would do: days to look at, by table; ``markers[shard][day]``."""
-
-    table: Table
-    days: list[date]
-    markers: dict[str, dict[date, str]]
-    generations: dict[date, list[int]]
-
-
-def plan(archive: Archive, shards: list[Shard], table: Table, first: date | None, last: date | None) -> Plan:
-    """Which days an export has to look at, oldest first.
-
-    From ``first`` to ``last`` (yesterday by default) every day; without ``first``, those whose marker differs from the one
-    at which the newest generation was found complete. Empty days count as well, so that no gap is left open, but only
-    for telemetry: messages that could not be stored are rare.
-    """
-    markers = {shard.name: shard.markers(table) for shard in shards}
-    generations = archive.generations(table.name)
-    state = archive.state()["markers"]
-    last = last or utc_today() - timedelta(days=1)
-    have = {day for found in markers.values() for day in found}
-    start = first or min([*have, *generations], default=last + timedelta(days=1))
-    wanted = []
-    for day in (start + timedelta(days=n) for n in range((last - start).days + 1)):
-        now = {name: found[day] for name, found in markers.items() if day in found}
-        if day not in generations:
-            look = day in have or (table.ranged and day < utc_today())
-        else:
-            done = {"generation": generations[day][-1], "shards": now}
-            look = first is not None or (bool(now) and state.get(f"{table.name}/{day}") != done)
-        if look:
-            wanted.append(day)
-    return Plan(table, wanted, markers, generations)
-
-
-def export_days(
-    archive: Archive, work: Workspace, shards: list[Shard], todo: Plan, settings: Export, progress: Progress, anew: bool
-) -> Iterator[DayResult]:
-    """Exports the days of a plan one after another. What is wrong with one day's data does not stop the others; anything
-    else does, and what was done until then stays done."""
-    exporter = Exporter(archive, work, shards, settings, progress)
-    marks: dict[str, Any] = {}
-    try:
-        for day in todo.days:
-            began = time.monotonic()
-            markers = {name: found[day] for name, found in todo.markers.items() if day in found}
-            generations = todo.generations.get(day, [])
-            try:
-                result = exporter.export(todo.table, day, markers, generations, anew)
-            except SkywaveError as error:
-                work.assert_owned()
-                if error.exit_code != EXIT_DATA:
-                    raise
-                result = DayResult(todo.table.name, day, "failed", note=str(error), error=error)
-            result.seconds = round(time.monotonic() - began, 2)
-            if result.outcome not in ("unsealed", "failed") and day < utc_today():
-                marks[f"{todo.table.name}/{day}"] = {"generation": result.generation, "shards": markers}
-            yield result
-    finally:
-        with contextlib.suppress(SkywaveError):
-            remember(archive, work, marks)
-
-
-def remember(archive: Archive, work: Workspace, marks: dict[str, dict[str, Any]], section: str = "markers") -> None:
-    """Adds to one section of the state file, with the lock held. Losing it costs a second look, nothing else."""
-    if not marks:
-        return
-    state = archive.state()
-    state[section].update(marks)
-    name = work.stage()
-    work.target.put(work.staged(f"{name}/state.json"), json.dumps(state, sort_keys=True).encode())
-    work.target.delete(STATE)
-    work.publish(name, [(f"{HERE}/{name}/state.json", STATE)])

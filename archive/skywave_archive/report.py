@@ -14,7 +14,7 @@ from typing import Any
 
 import click
 
-from skywave.errors import EXIT_DATA, EXIT_TRY_LATER, SkywaveError
+from skywave.errors import EXIT_DATA, EXIT_SOFTWARE, EXIT_TRY_LATER, SkywaveError
 
 from .archive import Archive
 from .settings import Archive as Settings
@@ -56,12 +56,19 @@ def _reported(path: str, command: str, as_json: bool) -> Iterator[tuple[Archive,
     """Opens the archive; at the end prints the document, writes the metrics and exits with the report's code."""
     settings = load(path)
     report = Report(settings, command, as_json)
-    code = EXIT_TRY_LATER
+    code = EXIT_SOFTWARE
     try:
         yield Archive(open_target(settings.target)), report
         code = report.exit_code
     except SkywaveError as error:
         code = error.exit_code
+        raise
+    except KeyboardInterrupt:
+        code = EXIT_TRY_LATER
+        click.echo("interrupted; nothing is half done, run it again to go on", err=True)
+        sys.exit(code)
+    except SystemExit as error:
+        code = error.code if isinstance(error.code, int) else EXIT_SOFTWARE
         raise
     finally:
         if settings.metrics_file:
@@ -81,7 +88,7 @@ def with_archive(command: Callable[..., None]) -> Callable[..., None]:
 
     @functools.wraps(command)
     def wrapped(path: str, as_json: bool, **options: Any) -> None:
-        with _reported(path, command.__name__, as_json) as (archive, report):
+        with _reported(path, command.__name__.strip("_"), as_json) as (archive, report):
             command(archive=archive, report=report, **options)
 
     return wrapped

@@ -12,7 +12,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from datetime import date
 from typing import Any
 from urllib.parse import parse_qs, unquote, urlparse
@@ -23,12 +23,12 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from skywave import config
-from skywave.errors import EXIT_DATA, ConfigError, SkywaveError
+from skywave.errors import EXIT_DATA, EXIT_TRY_LATER, ConfigError, SkywaveError
 from skywave.server.store import Store, as_column, open_store, text
 
 from .archive import Archive, day_folder
 from .datafile import DamagedFile, read_rows
-from .manifest import File, Manifest
+from .manifest import BrokenManifest, File, Manifest
 from .tables import Hashes, Table, add, digest
 
 Progress = Callable[[int], None]
@@ -36,6 +36,12 @@ Progress = Callable[[int], None]
 
 class NotEmpty(SkywaveError):
     """The target has rows of that day already."""
+
+    exit_code = EXIT_DATA
+
+
+class NothingThere(SkywaveError):
+    """The archive has not the day that was asked for."""
 
     exit_code = EXIT_DATA
 
@@ -93,11 +99,11 @@ class DayRestored:
     outcome: str
     rows: int = 0
     seconds: float = 0.0
-    problems: list[str] = field(default_factory=list)
+    errors: list[SkywaveError] = field(default_factory=list)
 
     def as_json(self) -> dict[str, Any]:
         """For ``--json``."""
-        return {**asdict(self), "day": self.day.isoformat()}
+        return {**vars(self), "day": self.day.isoformat(), "errors": [str(error) for error in self.errors]}
 
 
 def parse_url(url: str) -> config.Store:
@@ -147,6 +153,21 @@ class Restorer:
         for store in self.stores:
             store.close()
 
+    def restore_days(self, table: Table, first: date | None, last: date | None) -> Iterator[DayRestored]:
+        """Restores the days of a table, oldest first. What is wrong with one day's data does not stop the others."""
+        for day, manifest in chosen_days(self.archive, table, first, last):
+            began = time.monotonic()
+            try:
+                if isinstance(manifest, SkywaveError):
+                    raise manifest
+                result = self.restore(table, manifest)
+            except SkywaveError as error:
+                if error.exit_code == EXIT_TRY_LATER:
+                    raise
+                result = DayRestored(table.name, day, "failed", errors=[error])
+            result.seconds = round(time.monotonic() - began, 2)
+            yield result
+
     def restore(self, table: Table, manifest: Manifest) -> DayRestored:
         """Restores one day. Damaged files are left out and named, and the rest goes on."""
         result = DayRestored(table.name, manifest.day, "restored")
@@ -173,14 +194,14 @@ class Restorer:
             try:
                 self._stage(table, manifest, file, shards, todo)
             except DamagedFile as error:
-                result.problems.append(str(error))
+                result.errors.append(error)
                 for shard, wanted in zip(shards, todo, strict=True):
                     if wanted:
                         shard.drop_file()
         for shard, wanted in zip(shards, todo, strict=True):
             if wanted:
-                result.rows += shard.publish(self.merge, complete=not result.problems)
-        result.outcome = "failed" if result.problems else "merged" if self.merge else "restored"
+                result.rows += shard.publish(self.merge, complete=not result.errors)
+        result.outcome = "failed" if result.errors else "merged" if self.merge else "restored"
         return result
 
     def _tag(self, manifest: Manifest) -> str:
@@ -270,7 +291,8 @@ class _Shard:
         self.store.query(
             f"CREATE TABLE {name} AS {self.target} ENGINE = {engine}() PARTITION BY day ORDER BY ({order}){settings}"
         )
-        self.store.query(f"SYSTEM STOP MERGES {name}")  # its parts merge when they are where they belong
+        if engine == "MergeTree":  # its parts merge when they are where they belong
+            self.store.query(f"SYSTEM STOP MERGES {name}")
 
     def clean(self) -> None:
         """Drops what an interrupted restore left."""
@@ -370,7 +392,10 @@ class _Shard:
 def chosen_days(
     archive: Archive, table: Table, first: date | None, last: date | None
 ) -> Iterator[tuple[date, Manifest | SkywaveError]]:
-    """The days to restore, oldest first, each with its newest manifest or why it cannot be read."""
+    """The days to restore, oldest first, each with its newest manifest or why it cannot be read; broken ones come last."""
     for day, manifest in archive.manifests(table.name):
         if (first is None or day >= first) and (last is None or day <= last):
             yield day, manifest
+    for day in archive.orphans(table.name):
+        if (first is None or day >= first) and (last is None or day <= last):
+            yield day, BrokenManifest(f"{day_folder(table.name, day)} has files but no manifest", "Verify the archive.")

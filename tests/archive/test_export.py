@@ -376,10 +376,12 @@ def test_the_accounts_outlive_the_store(vault, clickhouse):
 
 def test_many_exports_of_an_open_day_are_put_together_when_it_closes(vault, clickhouse, monkeypatch):
     import skywave_archive.export as module
+    import skywave_archive.night as night
 
     monkeypatch.setattr(module, "MAX_FILES", 2)
     with monkeypatch.context() as patch:
         patch.setattr(module, "utc_today", lambda: DAY)
+        patch.setattr(night, "utc_today", lambda: DAY)
         for n in range(4):
             vault.add(DAY, first=1 + 1000 * n)
             vault.run("export", "--day", str(DAY))

@@ -1,0 +1,85 @@
+"""What the archive has, day by day, and what only the store has."""
+
+from __future__ import annotations
+
+from datetime import date
+from typing import Any
+
+from skywave.errors import SkywaveError
+
+from .archive import Archive, utc_today
+from .source import Shard
+from .tables import BY_DAY, TELEMETRY
+
+
+def listing(
+    archive: Archive, shards: list[Shard] | None, first: date | None, last: date | None
+) -> tuple[list[dict[str, Any]], list[date]]:
+    """One entry a day, and the closed days that the store has and the archive has not. Without ``shards``, the store is not
+    looked at. ``store`` of an entry: ``same``, ``changed`` since the archive looked last, ``gone``, or None if unknown.
+    """
+    state = archive.state()
+    rows: list[dict[str, Any]] = []
+    gaps: list[date] = []
+    for name, table in BY_DAY.items():
+        markers = {shard.name: shard.markers(table) for shard in shards} if shards is not None else None
+        generations = archive.generations(name)
+        for day, manifest in archive.manifests(name):
+            if not _within(day, first, last):
+                continue
+            entry: dict[str, Any] = {"table": name, "day": day.isoformat(), "generations": len(generations[day])}
+            if isinstance(manifest, SkywaveError):
+                rows.append({**entry, "status": "broken", "problem": str(manifest)})
+                continue
+            verified = archive.verified(manifest, state)
+            entry |= {
+                "status": "sealed" if manifest.sealed else "unsealed", "rows": manifest.rows, "bytes": manifest.total_bytes,
+                "files": len(manifest.files), "shards": sorted(manifest.shards), "digest": str(manifest.digest),
+                "verified": verified and {"level": verified[0], "at": verified[1]}, "created": manifest.created,
+                "store": None,
+            }  # fmt: skip
+            if markers is not None:
+                now = {shard: found[day] for shard, found in markers.items() if day in found}
+                done = state["markers"].get(f"{name}/{day}") == {"generation": manifest.generation, "shards": now}
+                entry["store"] = "gone" if not now else "same" if done else "changed"
+            rows.append(entry)
+        rows += [
+            {"table": name, "day": day.isoformat(), "status": "broken", "problem": "no manifest"}
+            for day in archive.orphans(name)
+            if _within(day, first, last)
+        ]
+        if markers is not None and name == TELEMETRY.name:
+            held = {day for found in markers.values() for day in found}
+            gaps = sorted(day for day in held if day not in generations and day < utc_today())
+    return rows, gaps
+
+
+def _within(day: date, first: date | None, last: date | None) -> bool:
+    return (first is None or day >= first) and (last is None or day <= last)
+
+
+def print_listing(rows: list[dict[str, Any]], gaps: list[date]) -> None:
+    """The same for people."""
+    from rich import box
+    from rich.console import Console
+    from rich.table import Table
+
+    console = Console()
+    for name in BY_DAY:
+        table = Table(box=box.SIMPLE_HEAD, pad_edge=False, title=name, title_justify="left")
+        for column in ("day", "status", "gen", "rows", "MB", "files", "verified", "in store"):
+            right = column in ("gen", "rows", "MB", "files")
+            table.add_column(column, justify="right" if right else "left", no_wrap=column != "verified")
+        for row in (row for row in rows if row["table"] == name):
+            if row["status"] == "broken":
+                table.add_row(row["day"], "[red]broken[/]", "", "", "", "", row["problem"], "")
+                continue
+            verified = row["verified"]
+            table.add_row(
+                row["day"], row["status"], str(row["generations"]), f"{row['rows']:,}", f"{row['bytes'] / 1e6:,.1f}",
+                str(row["files"]), f"{verified['level']} {verified['at'][:10]}" if verified else "never", row["store"] or "",
+            )  # fmt: skip
+        if table.row_count:
+            console.print(table)
+    if gaps:
+        print(f"not archived yet: {', '.join(map(str, gaps))}")
