@@ -1,6 +1,6 @@
 # make demo   sets up what it needs and shows the whole system on this host, a dying broker included
 # make test   sets up what it needs and passes the test suite, on the built wheel
-# make bench  measures against the targets; writes build/bench.json
+# make bench  measures against the targets; writes build/bench.json; make bench-archive does the same for the archive
 # make lint   ruff and mypy alone;  make docs  writes what is generated in docs/;  make clean  removes what make made
 
 PYTHON ?= python3
@@ -8,9 +8,10 @@ DEMO ?=
 TESTS ?=
 VENV := .venv
 BIN := $(VENV)/bin
-SOURCES := pyproject.toml $(shell find skywave -name '*.py')
+SOURCES := pyproject.toml $(shell find skywave archive -name '*.py')
+PACKAGES := mosquitto postgresql-15 clickhouse-server maven zookeeper
 
-.PHONY: demo test bench lint docs clean
+.PHONY: demo test bench bench-archive lint docs clean
 .DELETE_ON_ERROR:
 
 demo: $(VENV)/installed
@@ -18,12 +19,16 @@ demo: $(VENV)/installed
 	@$(BIN)/skywave demo $(DEMO)
 
 test: lint
-	@./tests/system-packages.sh mosquitto postgresql-15 clickhouse-server
+	@./tests/system-packages.sh $(PACKAGES)
 	$(BIN)/pytest $(TESTS)
 
 bench: $(VENV)/installed
 	@./tests/system-packages.sh mosquitto postgresql-15 clickhouse-server
 	PYTHONPATH=tests $(BIN)/python bench/run.py
+
+bench-archive: $(VENV)/installed
+	@./tests/system-packages.sh $(PACKAGES) clickhouse-client zstd curl
+	PYTHONPATH=tests $(BIN)/python bench/archive.py
 
 lint: $(VENV)/installed
 	$(BIN)/ruff check --quiet

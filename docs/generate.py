@@ -7,6 +7,8 @@ import json
 import typing
 from pathlib import Path
 
+from skywave_archive.settings import Archive
+
 from skywave import config
 
 
@@ -16,9 +18,10 @@ def page() -> str:
         "# Configuration",
         "",
         "TOML, checked strictly: an unknown key is an error that names the nearest known one. `skywave config check FILE`",
-        "checks, `skywave config show FILE` prints a file with all defaults. Made by `make docs`.",
+        "checks, `skywave config show FILE` prints a file with all defaults; `skywave-archive check`",
+        "looks at the archive's and at what it names. Made by `make docs`.",
     ]
-    for kind in config.KINDS.values():
+    for kind in (*config.KINDS.values(), Archive):
         lines += ["", f"## {kind.__doc__}"]
         lines += section(kind, "")
     return "\n".join(lines) + "\n"

@@ -40,7 +40,7 @@ class Archive:
     shards: dict[str, config.Store] = setting(
         {}, "The store's shards by name, if it has several; each a table like [store]. They replace [store]."
     )
-    target: Target
+    target: Target = setting(..., "Give a table [target] with the path of the archive.")
     export: Export = field(default_factory=Export)
     metrics_file: str = setting("", "File for Prometheus' textfile collector; written after each command.")
 

@@ -5,7 +5,9 @@ from __future__ import annotations
 import runpy
 from pathlib import Path
 
+import skywave_archive
 from click.testing import CliRunner
+from skywave_archive.cli import main as archive_main
 
 import skywave
 from skywave.cli import main
@@ -20,11 +22,13 @@ def test_every_setting_stands_in_the_docs_as_it_is():
 
 def test_every_command_has_help_and_stands_in_the_readme_or_the_changelog():
     text = (ROOT / "README.md").read_text() + (ROOT / "CHANGELOG.md").read_text()
-    for name, command in main.commands.items():
-        assert command.help, name
-        assert name in text, name
-        assert CliRunner().invoke(main, [name, "--help"]).exit_code == 0
+    for group in (main, archive_main):
+        for name, command in group.commands.items():
+            assert command.help, name
+            assert name in text, name
+            assert CliRunner().invoke(group, [name, "--help"]).exit_code == 0
 
 
 def test_what_is_tested_is_the_installed_package():
     assert ROOT / "skywave" not in Path(skywave.__file__).parents
+    assert ROOT / "archive" not in Path(skywave_archive.__file__).parents

@@ -1,0 +1,181 @@
+"""The archive's small parts against plain Python."""
+
+from __future__ import annotations
+
+import math
+import struct
+from datetime import date
+
+import numpy as np
+import pyarrow as pa
+import pytest
+from clickhouse_cityhash.cityhash import CityHash64
+from hypothesis import given
+from hypothesis import strategies as st
+from skywave_archive import settings
+from skywave_archive.manifest import BrokenManifest, File, Manifest, NewerManifest, ShardState, parse_name
+from skywave_archive.ranges import Collector, Ranges, StreamName
+from skywave_archive.restore import parse_url
+from skywave_archive.tables import TELEMETRY, add, digest, row_hashes
+
+from skywave.errors import ConfigError
+
+U64 = (1 << 64) - 1
+numbers = st.lists(
+    st.one_of(st.integers(1, 200), st.integers(65_500, 65_600), st.integers(U64 - 100, U64)), min_size=1, max_size=80
+)
+
+
+def collected(*parts: list[int]) -> Ranges:
+    collector = Collector()
+    for part in parts:
+        collector.add(
+            pa.record_batch(
+                {
+                    "client_id": pa.array([1] * len(part), pa.uint32()),
+                    "stream": pa.array([9] * len(part), pa.uint64()),
+                    "seq": pa.array(part, pa.uint64()),
+                }
+            )
+        )
+    return collector.finish()[StreamName(1, 9)]
+
+
+def as_set(ranges: Ranges) -> set[int]:
+    return {n for first, last in ranges.pairs() for n in range(first, last + 1)}
+
+
+@given(numbers, numbers)
+def test_ranges_are_the_numbers_they_were_made_of(one, other):
+    ranges = collected(one, other)
+    assert as_set(ranges) == {*one, *other}
+    assert ranges.numbers == len({*one, *other})
+    assert all(a[1] + 1 < b[0] for a, b in zip(ranges.pairs(), ranges.pairs()[1:], strict=False))
+    assert as_set(collected(one).union(collected(other))) == {*one, *other}
+
+
+@given(numbers, numbers)
+def test_ranges_know_what_they_contain(one, probes):
+    assert collected(one).contain(np.array(probes, np.uint64)).tolist() == [probe in set(one) for probe in probes]
+
+
+def _hash(row: tuple) -> int:
+    """ClickHouse's cityHash64 of several columns, by its definition and one row at a time."""
+
+    def number(x: int) -> int:
+        x = (x & U64) ^ 0x4CF2D2BAAE6DA887
+        x = ((x ^ (x >> 33)) * 0xFF51AFD7ED558CCD) & U64
+        x = ((x ^ (x >> 33)) * 0xC4CEB9FE1A85EC53) & U64
+        return x ^ (x >> 33)
+
+    def both(low: int, high: int) -> int:
+        a = ((low ^ high) * 0x9DDFEA08EB382D69) & U64
+        b = ((high ^ a ^ (a >> 47)) * 0x9DDFEA08EB382D69) & U64
+        return ((b ^ (b >> 47)) * 0x9DDFEA08EB382D69) & U64
+
+    found = None
+    for value in row:
+        if isinstance(value, float):
+            value = struct.unpack("<Q", struct.pack("<d", value))[0]
+        one = CityHash64(value) if isinstance(value, bytes) else number(value)
+        found = one if found is None else both(found, one)
+    assert found is not None
+    return found
+
+
+rows = st.lists(
+    st.tuples(
+        st.integers(0, 2**32 - 1), st.binary(max_size=40), st.integers(-(2**63), 2**63 - 1), st.integers(0, U64),
+        st.integers(0, U64), st.floats(), st.integers(-(2**63), 2**63 - 1),
+    ), min_size=1, max_size=50,
+)  # fmt: skip
+
+
+@given(rows)
+def test_row_hashes_are_clickhouses(rows):
+    columns = [
+        pa.array(list(values), kind)
+        for values, kind in zip(zip(*rows, strict=True), TELEMETRY.columns.values(), strict=True)
+    ]
+    batch = pa.record_batch(columns, schema=TELEMETRY.schema)
+    assert row_hashes(batch).tolist() == [_hash(row) for row in rows]
+    half = len(rows) // 2
+    parts = add(*(digest(row_hashes(part)) for part in (batch.slice(0, half), batch.slice(half))))
+    assert parts == digest(row_hashes(batch)) == sum(map(_hash, rows)) % (1 << 64)
+
+
+def manifest() -> Manifest:
+    return Manifest(
+        "telemetry", date(2026, 11, 20), 3, True, "2026-11-21T01:00:00Z", "0.1.0", {"1": "CREATE TABLE…"}, [["seq", "UInt64"]],
+        {"1": ShardState(2, U64, "1:2", "18.16.1")}, [File("a.parquet", "1", 2, U64, 10, "ab", 1, 2, -5, 5)],
+        {StreamName(1, U64): Ranges.of([[1, 2], [5, U64]])}, {8: 3}, ["old.parquet"],
+    )  # fmt: skip
+
+
+def test_a_manifest_comes_back_as_it_was():
+    one = manifest()
+    other = Manifest.decode(one.encode(), "x")
+    assert other.encode() == one.encode()
+    assert other.streams[StreamName(1, U64)].pairs() == [[1, 2], [5, U64]]
+    assert (other.files, other.shards, other.unnamed_rows) == (one.files, one.shards, one.unnamed_rows)
+    assert parse_name(one.name) == (one.day, 3)
+
+
+@given(st.data())
+def test_any_change_of_a_manifest_is_noticed(data):
+    content = manifest().encode()
+    at = data.draw(st.integers(0, len(content) - 1))
+    changed = bytearray(content)
+    changed[at] ^= data.draw(st.integers(1, 255))
+    try:
+        other = Manifest.decode(bytes(changed), "x")
+    except (BrokenManifest, NewerManifest):
+        return
+    assert other.encode() == content  # only white space changed
+
+
+@pytest.mark.parametrize(
+    "content", [b"", b"{", b"null", b"[]", b"7", b'{"format": 1}', b'{"format": "x"}', b"\xff\xfe", b"{" * 5000]
+)
+def test_anything_else_is_a_broken_manifest(content):
+    with pytest.raises(BrokenManifest):
+        Manifest.decode(content, "x")
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["x", "2026-11-20.json", "2026-11-20.gen-x.json", "2026-13-20.gen-0001.json", "2026-11-20.gen-0001.json.tmp"],
+)
+def test_alien_names_in_the_manifests_folder_are_no_manifests(name):
+    assert parse_name(name) is None
+
+
+def test_targets_of_a_restore():
+    store = parse_url("clickhouse://me@h:9440/db?ca_file=/ca.pem&password_file=pw")
+    assert (store.host, store.port, store.user, store.database, store.ca_file) == ("h", 9440, "me", "db", "/ca.pem")
+    assert parse_url("embedded:/tmp/a%20b").path == "/tmp/a b"
+    for url in (
+        "",
+        "h:9000",
+        "clickhouse://",
+        "clickhouse://u:pw@h",
+        "clickhouse://h?x=1",
+        "clickhouse://h:99999",
+        "embedded:/x?port=y",
+    ):
+        with pytest.raises(ConfigError):
+            parse_url(url)
+
+
+def test_configurations_that_cannot_work_are_refused(tmp_path):
+    path = tmp_path / "a.toml"
+    for body in (
+        "", '[target]\npath = "relative"', '[target]\npath = "/a=b"', '[target]\npath = "/a:b"',
+        '[target]\npath = "/a"\nurl = "x"', '[target]\npath = "/a"\n[shards."a-b"]\nport = 1', '[target]\nkind = "s3"\npath = "/a"',
+    ):  # fmt: skip
+        path.write_text(body)
+        with pytest.raises(ConfigError):
+            settings.load(str(path))
+    path.write_text('[target]\npath = "/a"\n[shards.a]\nport = 1\n[shards.b]\nport = 2')
+    assert list(settings.load(str(path)).stores()) == ["a", "b"]
+    assert math.isclose(settings.load(str(path)).target.timeout, 30)
