@@ -5,6 +5,7 @@ Absolute figures depend on the host; the ratios and CPU-seconds a million readin
 
 from __future__ import annotations
 
+import json
 import statistics
 import sys
 import threading
@@ -12,6 +13,7 @@ import time
 from array import array
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import measure

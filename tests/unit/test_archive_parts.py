@@ -171,7 +171,8 @@ def test_configurations_that_cannot_work_are_refused(tmp_path):
     path = tmp_path / "a.toml"
     for body in (
         "", '[target]\npath = "relative"', '[target]\npath = "/a=b"', '[target]\npath = "/a:b"',
-        '[target]\npath = "/a"\nurl = "x"', '[target]\npath = "/a"\n[shards."a-b"]\nport = 1', '[target]\nkind = "s3"\npath = "/a"',
+        '[target]\npath = "/a"\nurl = "x"', '[target]\npath = "/a"\n[shards."a-b"]\nport = 1',
+        '[target]\nkind = "s3"\npath = "/a"',
     ):  # fmt: skip
         path.write_text(body)
         with pytest.raises(ConfigError):
