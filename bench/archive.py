@@ -68,7 +68,7 @@ def fill(vault: Vault, day: date, rows: int, kind: str) -> None:
                 values.ravel(),
                 created + 150_000,
                 day,
-            )  # fmt: skip
+            )
         )
     while store.query(STATUS)[0][0]:
         time.sleep(0.5)
@@ -177,15 +177,18 @@ def speed(yard: Yard, rows: int) -> None:
     used = {name: statistics.median(values) / rows * 1e6 for name, values in cpu.items()}
     ratio = median["export"] / median["zstd pipe"]
     row(
-        "export, 20 M rows to HDFS", "≥ 0.5 × the zstd -1 pipe, which verifies nothing",
-        f"{ratio:.2f} × ({median['export']:.2f} of {median['zstd pipe']:.2f} M rows/s, {used['export']:.2f} CPU-s/M)", ratio >= 0.5,
+        "export, 20 M rows to HDFS", "≥ 0.5 x the zstd -1 pipe, which verifies nothing",
+        f"{ratio:.2f} x ({median['export']:.2f} of {median['zstd pipe']:.2f} M rows/s, {used['export']:.2f} CPU-s/M)",
+        ratio >= 0.5,
     )  # fmt: skip
-    row("… against the gzip -1 pipe", "above it", f"{median['export'] / median['gzip pipe']:.1f} × ({median['gzip pipe']:.2f} M rows/s)",
+    row("… against the gzip -1 pipe", "above it",
+        f"{median['export'] / median['gzip pipe']:.1f} x ({median['gzip pipe']:.2f} M rows/s)",
         median["export"] > median["gzip pipe"])  # fmt: skip
     ratio = median["restore"] / median["pipe back"]
     row(
-        "restore, 20 M rows, digest checked", "≥ 0.7 × the pipe backwards",
-        f"{ratio:.2f} × ({median['restore']:.2f} of {median['pipe back']:.2f} M rows/s, {used['restore']:.2f} CPU-s/M)", ratio >= 0.7,
+        "restore, 20 M rows, digest checked", "≥ 0.7 x the pipe backwards",
+        f"{ratio:.2f} x ({median['restore']:.2f} of {median['pipe back']:.2f} M rows/s, {used['restore']:.2f} CPU-s/M)",
+        ratio >= 0.7,
     )  # fmt: skip
     row("… peak RSS", "≤ 512 MiB", f"{peak / 2**20:.0f} MiB", peak <= 512 * 2**20)
 
@@ -200,8 +203,8 @@ def sizes(yard: Yard, rows: int) -> None:
         native = int(subprocess.run(["bash", "-c", client], check=True, capture_output=True).stdout)
         vault.run("export", "--day", str(day))
         size = vault.run("list", "--no-store")["days"][0]["bytes"]
-        row(f"bytes a row, {kind}", f"≤ {limit} × Native | zstd -3",
-            f"{size / native:.2f} × ({size / rows:.2f} of {native / rows:.2f} B)", size <= limit * native)  # fmt: skip
+        row(f"bytes a row, {kind}", f"≤ {limit} x Native | zstd -3",
+            f"{size / native:.2f} x ({size / rows:.2f} of {native / rows:.2f} B)", size <= limit * native)  # fmt: skip
         store = vault.open()
         store.query(f"DROP DATABASE {vault.database}")
         store.close()
