@@ -362,6 +362,7 @@ def _me() -> dict[str, Any]:
     boot = ""
     with contextlib.suppress(OSError), open("/proc/sys/kernel/random/boot_id", encoding="ascii") as file:  # noqa: PTH123
         boot = file.read().strip()
+        boot += os.readlink("/proc/self/ns/pid")  # noqa: PTH115  a pid means nothing in another namespace
     return {
         "host": socket.gethostname(), "pid": os.getpid(), "boot": boot, "started": _process_start(os.getpid()),
         "since": utc_now(),

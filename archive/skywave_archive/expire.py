@@ -18,6 +18,7 @@ from .archive import Archive
 from .manifest import Manifest
 from .source import Shard
 from .tables import TELEMETRY, add
+from .verify import verify_day
 
 
 @dataclass
@@ -55,6 +56,9 @@ def _expire_day(archive: Archive, shards: list[Shard], day: date, generations: l
         return DayExpired(
             day, "kept", manifest.rows, "not verified row by row: run skywave-archive verify --level rows"
         )
+    problems = [finding.problem for finding in verify_day(archive, manifest, "list") if not finding.alien]
+    if problems:
+        return DayExpired(day, "kept", manifest.rows, f"its archive is damaged: {problems[0]}")
     found = [shard.count_digest(TELEMETRY, day) for shard in shards]
     have = (sum(rows for rows, _ in found), add(*(total for _, total in found)))
     if have != (manifest.rows, manifest.digest):

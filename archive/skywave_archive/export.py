@@ -32,7 +32,7 @@ from .ranges import Collector, Ranges, StreamName, united
 from .settings import Export
 from .source import Shard, columns_of
 from .tables import Table, add, digest, row_hashes
-from .target import TargetFull, TargetUnavailable
+from .target import TargetError, TargetFull, TargetUnavailable
 
 log = logging.getLogger(__name__)
 Progress = Callable[[int], None]
@@ -88,6 +88,7 @@ class Exporter:
         progress: Progress = lambda _: None,
     ) -> None:
         self.archive, self.work, self.shards, self.settings, self.progress = archive, work, shards, settings, progress
+        self._stopping = False
 
     def export(
         self, table: Table, day: date, markers: dict[str, str], generations: list[int], anew: bool = False
@@ -110,6 +111,7 @@ class Exporter:
 
     def _attempt(self, job: _Job, whole: bool) -> DayResult | None:
         table, day, old, closed = job.table, job.day, job.old, job.closed
+        self._stopping = False
         change = self.work.stage()
         self.work.target.make_folder(self.work.staged(f"{change}/read"))
         self.work.target.make_folder(self.work.staged(f"{change}/files"))
@@ -121,7 +123,11 @@ class Exporter:
             return self._stage(shard, table, day, known, prefix)
 
         with ThreadPoolExecutor(min(self.settings.parallel, len(self.shards)), "shard") as pool:
-            staged = dict(zip((shard.name for shard in self.shards), pool.map(stage, self.shards), strict=True))
+            try:
+                staged = dict(zip((shard.name for shard in self.shards), pool.map(stage, self.shards), strict=True))
+            except BaseException:
+                self._stopping = True  # no shard's reading is worth going on with
+                raise
         steady = all(part.steady for part in staged.values())
         result = DayResult(table.name, day, "exported" if steady or not closed else "unsealed")
         if old and whole and not self._contains(old, staged):
@@ -199,6 +205,8 @@ class Exporter:
             count = pool.submit(other.count_digest, table, day) if other else None
             try:
                 for group in _ahead(_groups(shard.rows(table, day))):
+                    if self._stopping:
+                        raise TargetError("given up, as another shard's reading failed or the command was ended")
                     mask = known.mask(group)
                     seen = group.filter(pa.array(mask)) if mask.any() else None
                     fresh = group.filter(pa.array(~mask)) if seen is not None else group

@@ -56,6 +56,10 @@ class Shard:
             "SELECT toUInt64(toUnixTimestamp(metadata_modification_time)) FROM system.tables"
             f" WHERE database = '{database}' AND name = '{table.name}'"
         )
+        if not made:
+            raise SchemaChanged(
+                f"{self._table(table)} is missing on shard {self.name}", "Start its server once: it makes it."
+            )
         rows = self.store.query(
             "SELECT partition, max(max_block_number) FROM system.parts"
             f" WHERE active AND database = '{database}' AND table = '{table.name}' AND rows > 0"

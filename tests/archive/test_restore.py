@@ -197,6 +197,11 @@ def test_expire_drops_a_day_only_when_the_archive_provably_has_it(archived):
     archived.run("export")
     assert [outcome for outcome, _ in outcomes()] == ["kept"]  # the new generation is not verified
     archived.run("verify", "--level", "rows", "--day", str(DAYS[0]))
+    file = archived.files(DAYS[0])[0]
+    content = file.read_bytes()
+    file.unlink()
+    assert outcomes() == [("kept", "its archive is damaged: missing")]
+    file.write_bytes(content)
     assert [outcome for outcome, _ in outcomes(code=0)] == ["dropped"]
     with closing(archived.open()) as store:
         assert [
