@@ -55,6 +55,8 @@ def _die() -> None:
 
 
 def _arm(job: dict) -> None:
+    from skywave_archive.target import TargetUnavailable
+
     count = 0
 
     def wrap(owner: type, name: str, changes=lambda *_: True) -> None:
@@ -68,6 +70,8 @@ def _arm(job: dict) -> None:
             mine = count == job["step"]
             if mine and job["when"] == "before":
                 _die()
+            if mine and job["when"] == "fail":
+                raise TargetUnavailable("injected")
             if mine and job["when"] == "stop":
                 os.kill(os.getpid(), signal.SIGSTOP)
                 return original(self, *args, **kwargs)

@@ -10,6 +10,7 @@
     _locks/00000007                      the newest is the lock; its number grows for ever
     _staging/00000007-3f9a…/             its owner's workspace
     _trash/…                             what prune removed, until its time is over
+    _kept_from                           a date: older days were pruned on purpose
     _state.json                          what was verified when, and up to where each shard was read: a cache
 
 **The lock fences by rename.** Every step of publishing moves something out of its owner's workspace or into it. Who takes
@@ -40,15 +41,17 @@ from typing import Any
 from skywave.errors import EXIT_TRY_LATER, SkywaveError
 
 from .manifest import BrokenManifest, Manifest, parse_name
-from .target import AlreadyExists, Entry, NotFound, Target, TargetUnavailable
+from .target import AlreadyExists, Entry, NotFound, Target, TargetDenied, TargetUnavailable
 
 log = logging.getLogger(__name__)
 
-MANIFESTS, LOCKS, STAGING, SUPERSEDED, TRASH, STATE = (
-    "_manifests", "_locks", "_staging", "_superseded", "_trash", "_state.json",
+MANIFESTS, LOCKS, STAGING, SUPERSEDED, TRASH, STATE, KEPT_FROM = (
+    "_manifests", "_locks", "_staging", "_superseded", "_trash", "_state.json", "_kept_from",
 )  # fmt: skip
 HERE = "@"
 """In a plan: the workspace."""
+_TAKEN = "from-"
+"""How a workspace is called that was taken over from a former owner of the lock."""
 Step = tuple[str, str]
 
 
@@ -151,7 +154,23 @@ class Archive:
     def verified(self, manifest: Manifest, state: dict[str, Any]) -> tuple[str, str] | None:
         """Level and time at which exactly this generation was verified, or None."""
         found = state["verified"].get(f"{manifest.table}/{manifest.day}")
-        return (found["level"], found["at"]) if found and found["generation"] == manifest.generation else None
+        return (found["level"], found["at"]) if found and found["manifest"] == manifest.identity else None
+
+    def settle(self, ttl: float) -> None:
+        """Finishes what an ended command left in the middle, if nobody is at work; for commands that only read."""
+        if self.target.entries(STAGING):
+            try:
+                with Workspace(self.target, ttl):
+                    pass
+            except (Locked, TargetDenied) as error:
+                log.warning("a change is going on, or was ended in the middle: %s", error)
+
+    def kept_from(self) -> date:
+        """Days before this one were pruned on purpose, and are not exported again by themselves."""
+        try:
+            return date.fromisoformat(self.target.read_bytes(KEPT_FROM).decode().strip())
+        except (NotFound, ValueError):
+            return date.min
 
 
 def manifest_path(table: str, day: date, generation: int) -> str:
@@ -191,7 +210,8 @@ class Workspace:
         self._heart.join()
         # The workspace stays if a plan could not be finished: the next owner of the lock goes on with it.
         with contextlib.suppress(SkywaveError):
-            if not self._plans(self.folder):
+            left = [entry.name for entry in self.target.entries(self.folder)]
+            if not any(name.endswith(".plan") or name.startswith(_TAKEN) for name in left):
                 self.target.delete(self.folder)
             self.target.rename(self._lock, f"{self._lock}.free")
 
@@ -234,9 +254,6 @@ class Workspace:
         content = f"{hashlib.sha256(body.encode()).hexdigest()} {body}".encode()
         self.target.put(self.staged(f"{name}.writing"), content)
         self.move(self.staged(f"{name}.writing"), self.staged(f"{name}.plan"))
-
-    def _plans(self, folder: str) -> list[str]:
-        return [entry.name for entry in self.target.entries(folder) if entry.name.endswith(".plan")]
 
     def _carry_out(self, folder: str, steps: list[Step], begun: bool = False) -> None:
         paths = [tuple(f"{folder}{path[1:]}" if path.startswith(HERE) else path for path in step) for step in steps]
@@ -294,9 +311,15 @@ class Workspace:
             with contextlib.suppress(SkywaveError):
                 self.target.delete(candidate)
         try:
-            return self.target.read_bytes(lock) == content
+            if self.target.read_bytes(lock) != content:
+                return False
         except NotFound:
             return False
+        # Had we slept before taking it, others may have taken and freed later ones since.
+        newest = max(entry.name for entry in self.target.entries(LOCKS) if entry.name[:8].isdigit())
+        if f"{LOCKS}/{newest}" != lock:
+            self.target.delete(lock)
+        return f"{LOCKS}/{newest}" == lock
 
     def _wait_for_death(self, name: str, lock: Entry) -> None:
         """Returns when a lock's owner is surely gone; raises ``Locked`` at any sign of life.
@@ -339,7 +362,7 @@ class Workspace:
         for entry in self.target.entries(STAGING):
             if f"{STAGING}/{entry.name}" == self.folder:
                 continue
-            taken = self.staged(f"from-{entry.name}")
+            taken = self.staged(f"{_TAKEN}{entry.name}")
             with contextlib.suppress(NotFound):
                 self.target.rename(f"{STAGING}/{entry.name}", taken)
         self._finish(self.folder)
@@ -347,7 +370,7 @@ class Workspace:
     def _finish(self, folder: str) -> None:
         for entry in self.target.entries(folder):
             path = f"{folder}/{entry.name}"
-            if entry.is_folder and entry.name.startswith("from-"):
+            if entry.is_folder and entry.name.startswith(_TAKEN):
                 self._finish(path)
                 self.target.delete(path)
             elif entry.name.endswith(".plan"):

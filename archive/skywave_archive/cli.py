@@ -27,10 +27,11 @@ from .options import (
     span,
 )
 from .report import Report, bar, with_archive
-from .tables import BY_DAY, TELEMETRY
+from .tables import BY_DAY, TELEMETRY, add
 
 if TYPE_CHECKING:
     from .export import DayResult
+    from .manifest import Manifest
 
 
 @click.group(cls=ErrorGroup, context_settings={"help_option_names": ["-h", "--help"]})
@@ -85,6 +86,8 @@ def export(
         raise click.UsageError(f"that day has not come yet; today is {today} (UTC)")
     if open_day:
         first = last = today
+    # An alert on the nightly run must not be silenced by any other one.
+    report.command = "" if dry_run else "export-open-day" if open_day else "export-days" if first or last else "export"
     with open_shards(report.settings.stores()) as shards:
         if dry_run:
             plans = [plan(archive, shards, table, first, last) for table in BY_DAY.values()]
@@ -175,10 +178,12 @@ def verify(
     """
     from .accounts import verify_accounts
     from .night import remember
+    from .restore import NothingThere
     from .verify import LEVELS
     from .verify import verify as check
 
     first, last = span(day, first, last)
+    archive.settle(report.settings.export.lock_ttl)
     checked = good = 0
     findings, marks = [], {}
     state = archive.state()
@@ -196,11 +201,11 @@ def verify(
             key = f"{item.table}/{item.day}"
             before = archive.verified(item.manifest, state)
             if item.good and (before is None or LEVELS.index(level) >= LEVELS.index(before[0])):
-                marks[key] = {"generation": item.manifest.generation, "level": level, "at": utc_now()}
+                marks[key] = {"manifest": item.manifest.identity, "level": level, "at": utc_now()}
                 if level == "rows" and item.table == TELEMETRY.name:
                     report.newest_verified = item.day
             elif not item.good:
-                marks[key] = {"generation": 0, "level": "list", "at": utc_now()}
+                marks[key] = {"manifest": "", "level": "list", "at": utc_now()}
     problems = verify_accounts(archive)
     for problem in problems:
         report.line(problem)
@@ -210,6 +215,8 @@ def verify(
                 remember(archive, work, marks, "verified")
         except SkywaveError as error:
             report.problem(error, "the result could not be noted: ")
+    if not checked and not (first or last or subset):
+        report.problem(NothingThere(f"{archive.target.where}: the archive has no day", "Check target.path."))
     if good < checked or problems:
         report.exit_code = EXIT_DATA
     report.line(f"{good} of {checked} days are good at level {level}")
@@ -251,6 +258,7 @@ def restore(
         raise click.UsageError("--to-time is not after --from-time")
     selection = Selection(client_id, key.encode(errors="surrogateescape") if key is not None else None, since, until)
     targets = [parse_url(url) for url in urls]
+    archive.settle(report.settings.export.lock_ttl)
     tables = list(BY_DAY.values()) if selection.everything else [TELEMETRY]
     if dry_run:
         planned = []
@@ -287,8 +295,11 @@ def restore(
             for store in restorer.stores:
                 accounts = restore_accounts(archive, store)
     report.rows = sum(result.rows for result in results)
-    if day and not results:
-        report.problem(NothingThere(f"{day} is not in the archive", "See skywave-archive list."))
+    if not results:
+        what = f"{day} is not in the archive" if day else "the archive has no such day"
+        report.problem(
+            NothingThere(f"{archive.target.where}: {what}", "See skywave-archive list, and check target.path.")
+        )
     report.line(f"{report.rows:,} rows restored")
     report.document |= {"days": [result.as_json() for result in results], "accounts": accounts}
 
@@ -304,7 +315,7 @@ def drill(archive: Archive, report: Report, day: date | None) -> None:
 
     store = next(iter(report.settings.stores().values()))
     with bar(report, "drill", None, "rows") as progress:
-        result = run(archive, store, day, progress)
+        result = run(archive, store, report.settings.export.lock_ttl, day, progress)
     report.rows = result.rows
     report.document = result.as_json()
     report.exit_code = 0 if result.passed else EXIT_DATA
@@ -339,24 +350,23 @@ def prune(
     What is removed lies in the archive's trash for export.trash_days. A day that the store no longer holds is removed only
     if it is named.
     """
-    from .prune import empty_trash, plan_days, plan_generations
+    from .prune import empty_trash, keep_from, plan_days, plan_generations
     from .prune import prune as carry_out
 
     if (generations is None) == (before is None):
         raise click.UsageError("give either --generations N or --delete-data-before DAY")
-    if named and before is None:
-        raise click.UsageError("--day goes with --delete-data-before")
     if before and before > utc_today():
         raise click.UsageError(f"{before} has not come yet")
-    held = None if before is None else _days_in_store(report)
     emptied = 0
     with Workspace(archive.target, report.settings.export.lock_ttl) if confirm else nullcontext() as work:
         if before is None:
             assert generations is not None
-            removals = plan_generations(archive, generations)
+            removals = plan_generations(archive, generations, named)
         else:
-            removals = plan_days(archive, before, held, named)
+            removals = plan_days(archive, before, lambda manifest: _store_has(report, manifest), named)
         if work:
+            if before:
+                keep_from(archive, work, before)
             carry_out(archive, work, removals)
             emptied = empty_trash(archive, work, report.settings.export.trash_days)
     for removal in removals:
@@ -376,16 +386,19 @@ def prune(
     report.document |= {"confirmed": confirm, "days": [r.as_json() for r in removals], "trash_emptied": emptied}
 
 
-def _days_in_store(report: Report) -> dict[str, set[date]] | None:
-    """The days that the store holds, by table; None if it cannot be asked."""
+def _store_has(report: Report, manifest: Manifest) -> bool:
+    """True if the store holds exactly the rows of a manifest; False if it does not answer."""
     from .source import open_shards
 
     try:
         with open_shards(report.settings.stores()) as shards:
-            return {name: {day for shard in shards for day in shard.markers(table)} for name, table in BY_DAY.items()}
+            found = [shard.count_digest(BY_DAY[manifest.table], manifest.day) for shard in shards]
     except SkywaveError as error:
-        click.echo(f"The store does not answer ({error}): every day counts as held by the archive alone.", err=True)
-        return None
+        click.echo(
+            f"The store does not answer ({error}): {manifest.day} counts as held by the archive alone.", err=True
+        )
+        return False
+    return (sum(rows for rows, _ in found), add(*(total for _, total in found))) == (manifest.rows, manifest.digest)
 
 
 @main.command()
@@ -404,8 +417,11 @@ def expire(archive: Archive, report: Report, age: timedelta, dry_run: bool) -> N
     from .expire import expire as run
     from .source import open_shards
 
-    with open_shards(report.settings.stores()) as shards, Workspace(archive.target, report.settings.export.lock_ttl):
-        results = run(archive, shards, utc_today() - age, dry_run)
+    with (
+        open_shards(report.settings.stores()) as shards,
+        Workspace(archive.target, report.settings.export.lock_ttl) as work,
+    ):
+        results = run(archive, work, shards, utc_today() - age, dry_run)
     for result in results:
         report.line(f"{result.day}: {result.outcome}, {result.rows:,} rows{f'; {result.why}' if result.why else ''}")
         report.rows += result.rows if result.outcome == "dropped" else 0

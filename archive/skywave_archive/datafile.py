@@ -249,12 +249,13 @@ class _Window(io.RawIOBase):
 
 
 def read_rows(target: Target, path: str, table: Table, file: File) -> Iterator[tuple[pa.RecordBatch, Hashes]]:
-    """A data file's rows and their hashes, one row group at a time, in one pass over its bytes and with one group in memory.
+    """A data file's rows and their hashes, one row group at a time and with one in memory.
 
-    Length, SHA-256, page checksums, rows and digest are checked; raises ``DamagedFile``, for a wrong hash or digest only
-    at the end, so take nothing for good before.
+    Its bytes are read twice, since Arrow can be crashed by damaged ones: it sees only a file whose SHA-256 is right.
+    Rows and digest are checked as well; raises ``DamagedFile``, perhaps only at the end, so take nothing for good before.
     """
     where = path
+    check_bytes(target, path, file)
     try:
         parquet, window = _open(target, path, file)
         metadata = parquet.metadata
@@ -287,7 +288,7 @@ def read_rows(target: Target, path: str, table: Table, file: File) -> Iterator[t
             raise DamagedFile(f"{where}: its rows are not those of the manifest")
     except NotFound as error:
         raise DamagedFile(f"{where}: missing") from error
-    except (pa.ArrowException, OSError, KeyError) as error:
+    except (pa.ArrowException, OSError, KeyError, ValueError) as error:
         raise DamagedFile(f"{where}: cannot be decoded: {' '.join(str(error).split())[:200]}") from error
 
 

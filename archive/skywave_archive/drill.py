@@ -36,9 +36,14 @@ class Drill:
 
 
 def drill(
-    archive: Archive, settings: config.Store, day: date | None, progress: Callable[[int], None] = lambda _: None
+    archive: Archive,
+    settings: config.Store,
+    lock_ttl: float,
+    day: date | None,
+    progress: Callable[[int], None] = lambda _: None,
 ) -> Drill:
     """Restores a day (a random one by default) next to the store's own database and drops it again."""
+    archive.settle(lock_ttl)
     days = {
         found: manifest
         for found, manifest in archive.manifests(TELEMETRY.name)

@@ -14,7 +14,7 @@ from typing import Any
 from skywave.errors import SkywaveError
 from skywave.server.store import as_column
 
-from .archive import Archive
+from .archive import Archive, Workspace
 from .manifest import Manifest
 from .source import Shard
 from .tables import TELEMETRY, add
@@ -35,58 +35,79 @@ class DayExpired:
         return {**asdict(self), "day": self.day.isoformat()}
 
 
-def expire(archive: Archive, shards: list[Shard], before: date, dry_run: bool) -> list[DayExpired]:
+def expire(archive: Archive, work: Workspace, shards: list[Shard], before: date, dry_run: bool) -> list[DayExpired]:
     """Drops every day before a date that is safe in the archive, oldest first; the others are kept and say why."""
     held = sorted({day for shard in shards for day in shard.markers(TELEMETRY) if day < before})
     generations = archive.generations(TELEMETRY.name)
-    return [_expire_day(archive, shards, day, generations.get(day, []), dry_run) for day in held]
+    return [_expire_day(archive, work, shards, day, generations.get(day, []), dry_run) for day in held]
 
 
-def _expire_day(archive: Archive, shards: list[Shard], day: date, generations: list[int], dry_run: bool) -> DayExpired:
+def _expire_day(
+    archive: Archive, work: Workspace, shards: list[Shard], day: date, generations: list[int], dry_run: bool
+) -> DayExpired:
     if not generations:
         return DayExpired(day, "kept", why="not archived: run skywave-archive export")
     try:
         manifest = archive.manifest(TELEMETRY.name, day, generations[-1])
     except SkywaveError as error:
         return DayExpired(day, "kept", why=str(error))
+    if why := _unsafe(archive, manifest):
+        return DayExpired(day, "kept", manifest.rows, why)
+    found = {shard.name: shard.count_digest(TELEMETRY, day) for shard in shards}
+    archived = {name: (state.rows, state.digest) for name, state in manifest.shards.items()}
+    # A shard that was dropped by a run that ended before the others' turn is done.
+    done = [shard.name for shard in shards if not found[shard.name][0] and _is_expired(shard, manifest)]
+    differ = [
+        name for name in archived.keys() | found.keys() if name not in done and archived.get(name) != found.get(name)
+    ]
+    if differ:
+        return DayExpired(
+            day, "kept", sum(rows for rows, _ in found.values()),
+            f"shard {', '.join(sorted(differ))} has not what is archived of it: run skywave-archive export",
+        )  # fmt: skip
+    if not dry_run:
+        for shard in shards:
+            if shard.name not in done and not _drop(work, shard, manifest, found[shard.name]):
+                return DayExpired(
+                    day, "kept", why=f"rows arrived on shard {shard.name} meanwhile: run skywave-archive export"
+                )
+    return DayExpired(day, "ready" if dry_run else "dropped", sum(rows for rows, _ in found.values()))
+
+
+def _unsafe(archive: Archive, manifest: Manifest) -> str:
+    """Why a day's archive is not proof enough to drop it; empty if it is."""
     verified = archive.verified(manifest, archive.state())
     if not manifest.sealed:
-        return DayExpired(day, "kept", manifest.rows, "its archive is not sealed: run skywave-archive export")
+        return "its archive is not sealed: run skywave-archive export"
     if verified is None or verified[0] != "rows":
-        return DayExpired(
-            day, "kept", manifest.rows, "not verified row by row: run skywave-archive verify --level rows"
-        )
+        return "not verified row by row: run skywave-archive verify --level rows"
+    states = manifest.shards.values()
+    if (sum(s.rows for s in states), add(*(s.digest for s in states))) != (manifest.rows, manifest.digest):
+        return "the store had fewer rows than the archive when it was exported: restore --merge brings them back"
     problems = [finding.problem for finding in verify_day(archive, manifest, "list") if not finding.alien]
-    if problems:
-        return DayExpired(day, "kept", manifest.rows, f"its archive is damaged: {problems[0]}")
-    found = [shard.count_digest(TELEMETRY, day) for shard in shards]
-    have = (sum(rows for rows, _ in found), add(*(total for _, total in found)))
-    if have != (manifest.rows, manifest.digest):
-        return DayExpired(
-            day, "kept", have[0], f"the store has {have[0]} rows and the archive {manifest.rows}, or they differ:"
-            " run skywave-archive export",
-        )  # fmt: skip
-    if dry_run:
-        return DayExpired(day, "ready", have[0])
-    for shard in shards:
-        _drop(shard, manifest)
-    return DayExpired(day, "dropped", have[0])
+    return f"its archive is damaged: {problems[0]}" if problems else ""
 
 
-def _drop(shard: Shard, manifest: Manifest) -> None:
+def _is_expired(shard: Shard, manifest: Manifest) -> bool:
+    rows = shard.store.query(f"SELECT count() FROM {shard.store.database}.expired WHERE day = '{manifest.day}'")
+    return bool(rows[0][0]) or not manifest.streams
+
+
+def _drop(work: Workspace, shard: Shard, manifest: Manifest, expected: tuple[int, int]) -> bool:
+    """Records the day's ranges and drops it, if the shard still holds exactly ``expected``."""
     store, day = shard.store, manifest.day
-    before = shard.count_digest(TELEMETRY, day)
     rows = [
         (name.client_id, name.stream, first, last, day)
         for name, ranges in manifest.streams.items()
         for first, last in ranges.pairs()
     ]
     names = ("client_id", "stream", "first_seq", "last_seq", "day")
-    table = f"{store.database}.expired"
     if rows:
         columns = {name: as_column(name, values) for name, values in zip(names, zip(*rows, strict=True), strict=True)}
-        store.insert(table, columns)
+        store.insert(f"{store.database}.expired", columns)
         store.sync()
-    if shard.count_digest(TELEMETRY, day) != before:
-        raise SkywaveError(f"rows of {day} arrived while it was about to be dropped; it was kept", "Run it again.")
+    work.assert_owned()
+    if shard.count_digest(TELEMETRY, day) != expected:
+        return False
     store.query(f"ALTER TABLE {store.database}.{TELEMETRY.name} DROP PARTITION '{day}'")
+    return True

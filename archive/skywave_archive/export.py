@@ -8,6 +8,7 @@ a day that has shrunk in the store since (expired, half restored) therefore neve
 from __future__ import annotations
 
 import logging
+import re
 import secrets
 import time
 from collections.abc import Callable, Iterator
@@ -22,7 +23,7 @@ import numpy as np
 import pyarrow as pa
 
 from skywave import __version__
-from skywave.errors import SkywaveError
+from skywave.errors import EXIT_DATA, SkywaveError
 
 from .archive import HERE, SUPERSEDED, Archive, Step, Workspace, day_folder, manifest_path, utc_now, utc_today
 from .datafile import GROUP_ROWS, Writer
@@ -36,8 +37,21 @@ from .target import TargetError, TargetFull, TargetUnavailable
 
 log = logging.getLogger(__name__)
 Progress = Callable[[int], None]
+_OURS = re.compile(r"[A-Za-z0-9]+-gen\d{4}-\d+-\d{4}-[0-9a-f]{8}\.parquet")
 MAX_FILES = 16
 """A day that closes with more files than this, from hourly exports, is written anew in few."""
+
+
+class Shrunk(SkywaveError):
+    """The store has not all that the archive has."""
+
+    exit_code = EXIT_DATA
+
+
+class Doubled(SkywaveError):
+    """Two shards hold the same reading."""
+
+    exit_code = EXIT_DATA
 
 
 @dataclass
@@ -95,11 +109,14 @@ class Exporter:
     ) -> DayResult:
         """Brings the archive's day up to date; raises what stops it, with nothing half done.
 
-        ``anew`` exports the day as a whole without looking at what the archive has of it, which is put aside.
+        ``anew`` exports the day as a whole without looking at the archive's files of it, which are put aside; refused if
+        the store has not all of it.
         """
         generation = generations[-1] + 1 if generations else 1
-        old = self.archive.manifest(table.name, day, generations[-1]) if generations and not anew else None
-        if old is None and not anew:
+        if anew:
+            return self._anew(_Job(table, day, markers, None, generation, day < utc_today()), generations)
+        old = self.archive.manifest(table.name, day, generations[-1]) if generations else None
+        if old is None:
             self._refuse_leftovers(table, day)
         job = _Job(table, day, markers, old, generation, day < utc_today())
         put_together = bool(old and job.closed and not old.sealed and len(old.files) > MAX_FILES)
@@ -109,7 +126,20 @@ class Exporter:
         result = result or self._attempt(job, whole=False) or self._attempt(job, whole=True)
         return result or DayResult(table.name, day, "unsealed", note="it changed while it was read")
 
-    def _attempt(self, job: _Job, whole: bool) -> DayResult | None:
+    def _anew(self, job: _Job, generations: list[int]) -> DayResult:
+        try:
+            must_have = self.archive.manifest(job.table.name, job.day, generations[-1]) if generations else None
+        except BrokenManifest:
+            must_have = None
+        result = self._attempt(job, True, must_have)
+        if result is None:
+            raise Shrunk(
+                f"the store has not all that the archive has of {job.day}: nothing was changed",
+                "The archive's files may be the only copy; restore them with --merge first.",
+            )
+        return result
+
+    def _attempt(self, job: _Job, whole: bool, must_have: Manifest | None = None) -> DayResult | None:
         table, day, old, closed = job.table, job.day, job.old, job.closed
         self._stopping = False
         change = self.work.stage()
@@ -130,7 +160,10 @@ class Exporter:
                 raise
         steady = all(part.steady for part in staged.values())
         result = DayResult(table.name, day, "exported" if steady or not closed else "unsealed")
-        if old and whole and not self._contains(old, staged):
+        self._refuse_doubles(job.day, staged)
+        if whole and (old or must_have) and not self._contains(old or must_have, staged):
+            return None
+        if whole and old is None and not any(part.rows for part in staged.values()) and job.generation > 1:
             return None
         if old and not whole:
             rows = sum(part.known_rows for part in staged.values())
@@ -249,8 +282,24 @@ class Exporter:
 
     # -- what a generation holds -----------------------------------------------------------------------------------------
 
-    def _contains(self, old: Manifest, staged: dict[str, Staged]) -> bool:
+    @staticmethod
+    def _refuse_doubles(day: date, staged: dict[str, Staged]) -> None:
+        """Two shards must not hold the same reading: the day could not be restored into fewer shards."""
+        seen: dict[StreamName, Ranges] = {}
+        for shard, part in staged.items():
+            for name, ranges in part.streams.items():
+                both = seen[name].union(ranges) if name in seen else ranges
+                if name in seen and both.numbers < seen[name].numbers + ranges.numbers:
+                    raise Doubled(
+                        f"readings of client {name.client_id}, stream {name.stream}, of {day} are on shard {shard}"
+                        " and on another",
+                        "Delete them from the shard where they do not belong; nothing was exported.",
+                    )
+                seen[name] = both
+
+    def _contains(self, old: Manifest | None, staged: dict[str, Staged]) -> bool:
         """True if what was read holds every row of the old generation: its numbers, and as many unnamed rows."""
+        assert old is not None
         streams = self._streams(None, staged)
         for name, ranges in old.streams.items():
             have = streams.get(name)
@@ -283,7 +332,6 @@ class Exporter:
                 f"{day_folder(table.name, day)} holds files, but the day has no manifest",
                 "Move the folder out of the archive, then export the day again.",
             )
-        self.archive.target.delete(day_folder(table.name, day))
 
     def _publish(self, manifest: Manifest, change: str, old: Manifest | None, staged: dict[str, Staged]) -> None:
         here, day = f"{HERE}/{change}", day_folder(manifest.table, manifest.day)
@@ -297,14 +345,19 @@ class Exporter:
             steps += [(f"{here}/files/{name}", f"{day}/{name}") for name in new]
         else:
             # Everything at once: the folder with the new files, and those that stay, takes the old one's place.
-            gone = present if old is None else present & set(manifest.replaced)
-            if present:
+            gone = (
+                {name for name in present if _OURS.fullmatch(name)} if old is None else present & set(manifest.replaced)
+            )
+            if self.archive.target.status(day):
                 steps.append((day, f"{here}/aside"))
                 steps += [(f"{here}/aside/{name}", f"{here}/files/{name}") for name in sorted(present - gone)]
             if new or present - gone:
                 steps.append((f"{here}/files", day))
             aside = f"{SUPERSEDED}/{manifest.table}/{manifest.day}"
-            steps += [(f"{here}/aside/{name}", f"{aside}/{name}") for name in sorted(gone)]
+            there = {entry.name for entry in self.archive.target.entries(aside)}
+            for name in sorted(gone):
+                free = name if name not in there else f"{name}.{manifest.generation}"
+                steps.append((f"{here}/aside/{name}", f"{aside}/{free}"))
         path = manifest_path(manifest.table, manifest.day, manifest.generation)
         self.work.publish(change, [*steps, (f"{here}/manifest.json", path)])
 

@@ -50,7 +50,7 @@ def listing(
         ]
         if markers is not None and name == TELEMETRY.name:
             held = {day for found in markers.values() for day in found}
-            gaps = sorted(day for day in held if day not in generations and day < utc_today())
+            gaps = sorted(day for day in held if day not in generations and archive.kept_from() <= day < utc_today())
     return rows, gaps
 
 

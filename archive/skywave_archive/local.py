@@ -5,6 +5,7 @@ What the folder's file system does must be atomic: any local one, not NFS.
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import shutil
@@ -34,9 +35,13 @@ class LocalTarget(Target):
         with _translated(path):
             try:
                 found = sorted(os.scandir(self._root / path), key=lambda entry: entry.name)
-                return [_entry(entry.name, entry.stat()) for entry in found]
             except FileNotFoundError:
                 return []
+            entries = []
+            for one in found:
+                with contextlib.suppress(FileNotFoundError):  # moved away meanwhile
+                    entries.append(_entry(one.name, one.stat(follow_symlinks=False)))
+            return entries
 
     def status(self, path: str) -> Entry | None:
         """See ``Target.status``."""
@@ -74,7 +79,11 @@ class LocalTarget(Target):
                     raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST))
                 old.rename(new)
             else:
-                os.link(old, new)  # unlike rename(2) this never replaces a file
+                try:
+                    os.link(old, new)  # unlike rename(2) this never replaces a file
+                except FileExistsError:
+                    if not (old.exists() and old.samefile(new)):  # else a crash came between the two calls
+                        raise
                 old.unlink()
         _sync_folder(old.parent)
         _sync_folder(new.parent)

@@ -89,6 +89,11 @@ class Manifest:
         return manifest_name(self.day, self.generation)
 
     @property
+    def identity(self) -> str:
+        """Tells this manifest from any other of its day, one that was pruned and made again included."""
+        return f"{self.generation}/{self.digest}/{self.created}"
+
+    @property
     def rows(self) -> int:
         """Rows of the day."""
         return sum(file.rows for file in self.files)

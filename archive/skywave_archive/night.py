@@ -40,13 +40,14 @@ def plan(archive: Archive, shards: list[Shard], table: Table, first: date | None
     generations = archive.generations(table.name)
     state = archive.state()["markers"]
     last = last or utc_today() - timedelta(days=1)
+    kept_from = archive.kept_from()
     have = {day for found in markers.values() for day in found}
     start = first or min([*have, *generations], default=last + timedelta(days=1))
     wanted = []
     for day in (start + timedelta(days=n) for n in range((last - start).days + 1)):
         now = {name: found[day] for name, found in markers.items() if day in found}
         if day not in generations:
-            look = day in have or (table.ranged and day < utc_today())
+            look = (day in have or (table.ranged and day < utc_today())) and (first is not None or day >= kept_from)
         else:
             done = {"generation": generations[day][-1], "shards": now}
             look = first is not None or (bool(now) and state.get(f"{table.name}/{day}") != done)

@@ -7,15 +7,15 @@ store no longer holds unless that day is named.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, date, datetime, timedelta
 from typing import Any
 
 from skywave.errors import EXIT_DATA, SkywaveError
 
-from .archive import HERE, SUPERSEDED, TRASH, Archive, Step, Workspace, day_folder, manifest_path
-from .manifest import manifest_name
+from .archive import HERE, KEPT_FROM, SUPERSEDED, TRASH, Archive, Step, Workspace, day_folder, manifest_path
+from .manifest import Manifest, manifest_name
 from .tables import BY_DAY
 
 
@@ -42,9 +42,13 @@ class Removal:
         return {**asdict(self), "day": self.day.isoformat()}
 
 
-def plan_generations(archive: Archive, keep: int) -> list[Removal]:
-    """Superseded generations but the newest ``keep`` of each day, and the files that only they have."""
+def plan_generations(archive: Archive, keep: int, named: Collection[date]) -> list[Removal]:
+    """Superseded generations but the newest ``keep`` of each day, and the files that only they have.
+
+    Files go only if the newest generation was verified and holds every number of those that go, or the day is named.
+    """
     removals = []
+    state = archive.state()
     for name in BY_DAY:
         for day, generations in archive.generations(name).items():
             gone = generations[:-keep]
@@ -64,14 +68,36 @@ def plan_generations(archive: Archive, keep: int) -> list[Removal]:
                 if entry.name not in needed:
                     removal.files.append(f"{folder}/{entry.name}")
                     removal.bytes += entry.size
+            if removal.files and day not in named:
+                removal.refused = _why_not(archive, state, name, day, generations, gone)
             removals.append(removal)
     return removals
 
 
+def _why_not(
+    archive: Archive, state: dict[str, Any], table: str, day: date, generations: list[int], gone: list[int]
+) -> str:
+    name_it = f"to remove it, name the day: --day {day}"
+    newest = archive.manifest(table, day, generations[-1])
+    verified = archive.verified(newest, state)
+    if verified is None or verified[0] == "list":
+        return f"its newest generation was not verified: run skywave-archive verify; {name_it}"
+    for number in gone:
+        try:
+            old = archive.manifest(table, day, number)
+        except SkywaveError as error:
+            return f"{error}: it cannot be told whether the newest generation has all of it; {name_it}"
+        for name, ranges in old.streams.items():
+            have = newest.streams.get(name)
+            if have is None or have.union(ranges).numbers != have.numbers:
+                return f"generation {number} has readings that the newest has not; {name_it}"
+    return ""
+
+
 def plan_days(
-    archive: Archive, before: date, in_store: Mapping[str, Collection[date]] | None, named: Collection[date]
+    archive: Archive, before: date, in_store: Callable[[Manifest], bool], named: Collection[date]
 ) -> list[Removal]:
-    """Every day before a date. ``in_store`` are the days the store holds by table, or None if it cannot be asked."""
+    """Every day before a date. ``in_store`` tells whether the store holds exactly what a manifest says."""
     state = archive.state()
     removals = []
     for name in BY_DAY:
@@ -88,11 +114,10 @@ def plan_days(
             except SkywaveError as error:
                 removal.refused = f"{error}: a broken day is never removed"
             else:
-                held = in_store is not None and day in in_store[name]
-                if manifest.rows and not held and day not in named:
+                if manifest.rows and day not in named and not in_store(manifest):
                     copy = "last verified copy" if archive.verified(manifest, state) else "last copy"
                     removal.refused = (
-                        f"this is the {copy}: the store does not hold the day; to remove it, name it: --day {day}"
+                        f"this is the {copy}: the store has not all of it; to remove it, name it: --day {day}"
                     )
             removals.append(removal)
     return removals
@@ -130,6 +155,15 @@ def prune(archive: Archive, work: Workspace, removals: list[Removal]) -> None:
         inner = [(source, f"{HERE}/{change}/{number}") for number, (source, _) in enumerate(steps)]
         outer = [(f"{HERE}/{change}/{number}", destination) for number, (_, destination) in enumerate(steps)]
         work.publish(change, [*inner, *outer])
+
+
+def keep_from(archive: Archive, work: Workspace, day: date) -> None:
+    """Notes that older days were removed on purpose, so that the next export does not bring them back."""
+    if day > archive.kept_from():
+        change = work.stage()
+        work.target.put(work.staged(f"{change}/kept_from"), f"{day}\n".encode())
+        work.target.delete(KEPT_FROM)
+        work.publish(change, [(f"{HERE}/{change}/kept_from", KEPT_FROM)])
 
 
 def empty_trash(archive: Archive, work: Workspace, days: int) -> int:

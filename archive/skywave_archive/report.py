@@ -71,11 +71,11 @@ def _reported(path: str, command: str, as_json: bool) -> Iterator[tuple[Archive,
         code = error.code if isinstance(error.code, int) else EXIT_SOFTWARE
         raise
     finally:
-        if settings.metrics_file:
+        if settings.metrics_file and report.command:
             from . import metrics
 
             metrics.write(
-                settings.metrics_file, command, code, time.monotonic() - report.started, report.rows, report.bytes,
+                settings.metrics_file, report.command, code, time.monotonic() - report.started, report.rows, report.bytes,
                 report.oldest_open, report.newest_verified,
             )  # fmt: skip
     if as_json:

@@ -353,16 +353,15 @@ class _Shard:
         before, marker = self.count_digest(), self._marker()
         if merge and before[0]:
             rows, total = self._unite(before)
-            if self._marker() != marker:
-                raise NotEmpty(
-                    f"{self.target} got new rows of {self.day} during the restore",
-                    "Stop the servers, and run it again.",
-                )
         if complete:
             row = {"name": self._journal, "value": f"{rows} {total} {self.tag}", "at": time.time_ns() // 1000}
             self.store.insert(f"{self.store.database}.meta", {name: as_column(name, [row[name]]) for name in row})
+        if (before[0] and not merge) or self._marker() != marker:
+            raise NotEmpty(
+                f"{self.target} got new rows of {self.day} during the restore", "Stop the servers, and run it again."
+            )
         self.store.query(f"ALTER TABLE {self.target} REPLACE PARTITION '{self.day}' FROM {self.staging}")
-        if self.count_digest() != (rows, total):
+        if self.count_digest(self.target) != (rows, total):
             raise NotTheSame(
                 f"{self.target} has other rows of {self.day} than were moved there", "Are servers running?"
             )

@@ -55,6 +55,29 @@ def test_a_new_day_an_additional_file_and_a_replaced_day_survive_a_kill_at_every
     crash_everywhere(vault, crasher, True, when)
 
 
+@pytest.mark.parametrize("then", ["fail", "middle"])
+@pytest.mark.parametrize("died", ["before", "after"])
+def test_a_recovery_that_fails_or_dies_as_well_loses_nothing(vault, crasher, died, then):
+    """The day is being replaced when the exporter dies; the next run fails at each step of finishing that."""
+    vault.add(DAY, first=1)
+    vault.run("export")
+    received = 6
+    for death in range(18, 40, 3):
+        received += 1
+        vault.add(DAY, first=1, count=300, received=received)
+        if crasher.run("export", "--config", str(vault.path), step=death, when=died) is not None:
+            break
+        for step in range(1, 30):
+            code = crasher.run("export", "--config", str(vault.path), step=step, when=then)
+            if code == 0:
+                break
+            assert code in (None, 75), code
+        vault.run("export")
+        assert visible(vault) == expected(vault)
+        assert vault.run("verify", "--level", "rows")["findings"] == []
+    assert received > 9
+
+
 def test_several_files_at_once_survive_a_kill_at_every_step(two_shards, crasher):
     vault, _ = two_shards
     for round_ in range(2):

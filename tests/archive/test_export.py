@@ -358,6 +358,7 @@ def test_the_accounts_outlive_the_store(vault, clickhouse):
     store.record_streams([(1, Produced(STREAM, 1000, 900), 7), (2, Produced(5, 10, 0), 0)], 50)
     store.record_dropped([(1, Dropped(STREAM, 5, 6, "full"))], 50)
     store.close()
+    vault.add(DAY)
     vault.run("export")
     store = vault.open()
     store.query(f"DROP DATABASE {vault.database}")

@@ -105,6 +105,7 @@ def test_18_an_alien_file_is_reported_and_left_alone(filled, clickhouse):
     assert [(f["file"], f["alien"]) for f in result["findings"]] == [("notes.txt", True)]
     filled.add(MID, first=9001)
     filled.run("export")
+    filled.run("verify")
     filled.run("prune", "--generations", "1", "--confirm")
     assert alien.read_text() == "mine"
     filled.run("restore", "--into", url(filled, clickhouse))

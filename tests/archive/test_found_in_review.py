@@ -1,0 +1,267 @@
+"""Ways to lose, double or hide data that a review found; each was reproduced before it was mended."""
+
+from __future__ import annotations
+
+import os
+from contextlib import closing
+
+import pytest
+from skywave_archive import expire
+from skywave_archive.archive import LOCKS, Workspace
+from skywave_archive.datafile import DamagedFile, read_rows
+from skywave_archive.local import LocalTarget
+from skywave_archive.manifest import Manifest
+from skywave_archive.restore import _Shard
+from skywave_archive.settings import Target
+from skywave_archive.source import Shard
+from skywave_archive.tables import TELEMETRY
+from vault import Vault, days_ago
+
+DAY, OLD = days_ago(1), days_ago(2)
+
+
+def drop(vault, day, shard: str = "1") -> None:
+    with closing(vault.open(shard)) as store:
+        store.query(f"ALTER TABLE {vault.database}.telemetry DROP PARTITION '{day}'")
+
+
+def back(vault, name: str = "back"):
+    name = f"{vault.database}_{name}"
+    vault.run("restore", "--into", f"clickhouse://127.0.0.1:{vault.settings(next(iter(vault.stores))).port}/{name}")
+    return vault.open(next(iter(vault.stores)), name)
+
+
+def test_a_day_whose_only_file_was_deleted_can_be_exported_anew(vault):
+    vault.add(DAY)
+    vault.run("export")
+    vault.files(DAY)[0].unlink()
+    vault.run("export", "--day", str(DAY), "--anew")
+    assert vault.run("verify", "--level", "rows")["good"] == 1
+    vault.assert_restored(back(vault))
+
+
+def test_exporting_anew_twice_leaves_alien_files_alone(vault):
+    vault.add(DAY)
+    vault.run("export")
+    alien = vault.archive / "telemetry" / f"day={DAY}" / "_SUCCESS"
+    alien.write_text("")
+    for _ in range(3):
+        vault.run("export", "--day", str(DAY), "--anew")
+        assert alien.exists()
+    assert vault.run("verify", "--level", "rows")["good"] == 1
+    vault.assert_restored(back(vault))
+
+
+def test_exporting_anew_never_replaces_what_the_store_has_not(vault):
+    vault.add(DAY)
+    vault.add(OLD, first=5001)
+    vault.run("export")
+    drop(vault, DAY)
+    assert "nothing was changed" in vault.run("export", "--day", str(DAY), "--anew", code=1)["stderr"]
+    vault.manifest_path(DAY).write_text("{")
+    vault.run("export", "--day", str(DAY), "--anew", code=1)
+    assert len(vault.files(DAY)) == 1
+
+
+def test_a_local_rename_cut_between_its_two_calls_can_be_done_again(tmp_path):
+    target = LocalTarget(Target(kind="local", path=str(tmp_path)))
+    target.create("a", [b"x"])
+    os.link(tmp_path / "a", tmp_path / "b")
+    target.rename("a", "b")
+    assert [entry.name for entry in target.entries("")] == ["b"]
+
+
+def test_a_listing_survives_entries_that_vanish(tmp_path):
+    target = LocalTarget(Target(kind="local", path=str(tmp_path)))
+    target.create("a", [b"x"])
+    (tmp_path / "dangling").symlink_to(tmp_path / "nowhere")
+    assert [entry.name for entry in target.entries("")] == ["a", "dangling"]
+
+
+@pytest.mark.parametrize("late", ["before", "after"])
+def test_expire_keeps_a_day_that_gets_rows_at_the_last_moment(vault, monkeypatch, late):
+    vault.add(OLD)
+    vault.run("export")
+    vault.run("verify", "--level", "rows")
+    original, calls = Shard.count_digest, []
+
+    def counting(self, table, day):
+        calls.append(1)
+        if len(calls) == 2 and late == "before":  # the comparison was made, the drop comes next
+            vault.add(OLD, first=9001, count=50)
+        return original(self, table, day)
+
+    monkeypatch.setattr(expire.Shard, "count_digest", counting)
+    if late == "after":
+        insert = expire.as_column
+        monkeypatch.setattr(
+            expire,
+            "as_column",
+            lambda name, values: (
+                vault.add(OLD, first=9001, count=50) if name == "day" else None,
+                insert(name, values),
+            )[1],
+        )
+    result = vault.run("expire", "--older-than", "1d", code=1)
+    assert [item["outcome"] for item in result["days"]] == ["kept"]
+    with closing(vault.open()) as store:
+        assert len(vault.stored(store)[OLD]) == 1050
+
+
+def test_expire_ended_between_two_shards_is_completed(two_shards, monkeypatch):
+    vault, _ = two_shards
+    vault.add(OLD, client=2, shard="a")
+    vault.add(OLD, client=1, shard="b")
+    vault.run("export")
+    vault.run("verify", "--level", "rows")
+    original = expire._drop
+
+    def dying(work, shard, manifest, expected):
+        if shard.name == "b":
+            raise KeyboardInterrupt
+        return original(work, shard, manifest, expected)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(expire, "_drop", dying)
+        vault.run("expire", "--older-than", "1d", code=75)
+    vault.run("export")
+    # Half of the day is nowhere else now.
+    assert vault.run("prune", "--delete-data-before", str(DAY), "--confirm", code=1)["days"][0]["refused"]
+    assert [i["outcome"] for i in vault.run("expire", "--older-than", "1d")["days"]] == ["dropped"]
+    vault.assert_restored(back(vault))
+
+
+def test_one_row_in_the_store_is_not_the_day(vault):
+    vault.add(OLD)
+    vault.run("export")
+    drop(vault, OLD)
+    vault.add(OLD, first=1, count=1)
+    assert vault.run("prune", "--delete-data-before", str(DAY), "--confirm", code=1)["days"][0]["refused"]
+    vault.assert_restored(back(vault))
+
+
+def test_damage_in_a_footer_never_reaches_arrow(vault):
+    """Arrow aborts the process at some of these; a file whose hash is wrong is not shown to it."""
+    vault.add(DAY, count=200)
+    vault.run("export")
+    path = vault.files(DAY)[0]
+    target = LocalTarget(Target(kind="local", path=str(vault.archive)))
+    file = Manifest.decode(vault.manifest_path(DAY).read_bytes(), "").files[0]
+    content = path.read_bytes()
+    footer = len(content) - 8 - int.from_bytes(content[-8:-4], "little")
+    for at in range(footer, len(content), 7):
+        for bit in (0, 3, 6):
+            damaged = bytearray(content)
+            damaged[at] ^= 1 << bit
+            path.write_bytes(damaged)
+            with pytest.raises(DamagedFile):
+                list(read_rows(target, f"telemetry/day={DAY}/{file.name}", TELEMETRY, file))
+
+
+def test_rows_that_arrive_while_a_day_is_staged_stop_the_restore(vault, monkeypatch):
+    vault.add(DAY)
+    vault.run("export")
+    name = f"{vault.database}_back"
+    other = Vault(vault.stores, name, "")
+    original = _Shard.end_file
+
+    def arriving(self):
+        original(self)
+        if not other.ledger:
+            other.add(DAY, first=7001, count=10)
+
+    monkeypatch.setattr(_Shard, "end_file", arriving)
+    into = ("--into", f"clickhouse://127.0.0.1:{vault.settings().port}/{name}")
+    assert "new rows" in vault.run("restore", *into, code=1)["stderr"]
+    with closing(other.open()) as store:
+        assert other.stored(store) == dict(other.ledger)
+    vault.run("restore", *into, "--merge")
+    vault.ledger[DAY] |= other.ledger[DAY]
+    vault.assert_restored(other.open())
+    other.remove()
+
+
+@pytest.mark.parametrize("command", ["verify", "restore", "drill"])
+def test_readers_finish_an_interrupted_publish_first(vault, crasher, command):
+    """The exporter died while the day was set aside; the store is lost as well."""
+    vault.add(DAY)
+    vault.run("export")
+    for step in range(15, 40):
+        vault.add(DAY, first=1, count=300, received=step)
+        assert crasher.run("export", "--config", str(vault.path), step=step) is None
+        if not vault.files(DAY):
+            break
+        vault.run("export")
+    assert not vault.files(DAY), "the moment between aside and into place"
+    if command == "restore":
+        drop(vault, DAY)
+        vault.assert_restored(back(vault))
+    else:
+        assert vault.run(command)
+        assert len(vault.files(DAY)) == 1
+
+
+def test_the_same_readings_on_two_shards_are_refused_with_a_name(two_shards):
+    vault, _ = two_shards
+    vault.add(DAY, client=2, shard="a")
+    vault.run("export")
+    vault.add(DAY, client=2, shard="b", first=991, count=20, note=False)
+    result = vault.run("export", code=1)
+    assert "client 2" in result["stderr"] and "shard b" in result["stderr"]
+    assert vault.manifest(DAY)["rows"] == 1000
+    drop(vault, DAY, "b")
+    vault.run("export")
+    vault.assert_restored(back(vault))
+
+
+def test_an_empty_or_mistyped_archive_is_no_success(vault):
+    into = ("--into", f"clickhouse://127.0.0.1:{vault.settings().port}/{vault.database}_x")
+    assert "no such day" in vault.run("restore", *into, code=1)["stderr"]
+    assert "has no day" in vault.run("verify", code=1)["stderr"]
+    vault.run("drill", code=1)
+
+
+def test_a_day_that_was_pruned_and_exported_again_is_not_verified(vault):
+    vault.add(OLD)
+    vault.run("export")
+    vault.run("verify", "--level", "rows")
+    vault.run("prune", "--delete-data-before", str(DAY), "--confirm")
+    vault.add(OLD, first=5001)
+    vault.run("export", "--day", str(OLD))
+    assert vault.run("list")["days"][0]["verified"] is None
+    assert [i["outcome"] for i in vault.run("expire", "--older-than", "1d", code=1)["days"]] == ["kept"]
+
+
+def test_what_was_pruned_does_not_come_back_by_itself(vault):
+    for n, day in enumerate((days_ago(4), OLD, DAY)):
+        vault.add(day, first=1 + 5000 * n)
+    vault.run("export")
+    vault.run("prune", "--delete-data-before", str(DAY), "--confirm")
+    assert vault.outcomes(vault.run("export")) == []
+    listed = vault.run("list")
+    assert ([day["day"] for day in listed["days"]], listed["not_archived"]) == ([str(DAY)], [])
+    vault.run("export", "--day", str(OLD))
+    assert [day["day"] for day in vault.run("list")["days"]] == [str(OLD), str(DAY)]
+
+
+def test_other_commands_do_not_silence_the_alert_on_the_nightly_export(vault):
+    body = vault.path.read_text()
+    vault.path.write_text(f'metrics_file = "{vault.folder}/metrics/archive.prom"\n{body}')
+    vault.add(DAY)
+    vault.run("export", "--dry-run")
+    vault.run("export", "--day", str(DAY))
+    vault.run("export", "--open-day")
+    written = sorted(path.name for path in (vault.folder / "metrics").iterdir())
+    assert written == ["archive_export-days.prom", "archive_export-open-day.prom"]
+    vault.run("export")
+    assert (vault.folder / "metrics" / "archive_export.prom").exists()
+
+
+def test_a_lock_number_from_the_past_is_given_up(tmp_path):
+    target = LocalTarget(Target(kind="local", path=str(tmp_path)))
+    with Workspace(target, 5) as owner:
+        late = Workspace(target, 5)
+        number = owner.number - 1
+        assert not late._take("stale", f"{LOCKS}/{number:08}")
+        assert [entry.name for entry in target.entries(LOCKS)] == [f"{owner.number:08}"]
+        owner.assert_owned()
