@@ -373,6 +373,8 @@ class Workspace:
             if entry.is_folder and entry.name.startswith(_TAKEN):
                 self._finish(path)
                 self.target.delete(path)
+            elif entry.name.startswith(_TAKEN):  # a stray file
+                self.target.delete(path)
             elif entry.name.endswith(".plan"):
                 digest, _, body = self.target.read_bytes(path).decode(errors="replace").partition(" ")
                 if hashlib.sha256(body.encode()).hexdigest() == digest:

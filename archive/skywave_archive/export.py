@@ -13,11 +13,12 @@ import secrets
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing, nullcontext
 from dataclasses import dataclass, field
 from datetime import date
 from queue import Full, Queue
 from threading import Thread
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -31,13 +32,15 @@ from .known import Known, unnamed_rows
 from .manifest import BrokenManifest, File, Manifest, ShardState
 from .ranges import Collector, Ranges, StreamName, united
 from .settings import Export
-from .source import Shard, columns_of
+from .source import Clients, Shard, columns_of
 from .tables import Table, add, digest, row_hashes
 from .target import TargetError, TargetFull, TargetUnavailable
 
 log = logging.getLogger(__name__)
 Progress = Callable[[int], None]
 _OURS = re.compile(r"[A-Za-z0-9]+-gen\d{4}-\d+-\d{4}-[0-9a-f]{8}\.parquet")
+PART_ROWS = 4_000_000
+"""A shard's day is read in several parts at once if each has as many rows."""
 MAX_FILES = 16
 """A day that closes with more files than this, from hourly exports, is written anew in few."""
 
@@ -88,6 +91,17 @@ class Staged:
     files: list[File] = field(default_factory=list)
     streams: dict[StreamName, Ranges] = field(default_factory=dict)
     unnamed: dict[int, int] = field(default_factory=dict)
+
+    def take(self, part: Staged) -> None:
+        """Adds what another part of the shard gave; no stream is in two parts."""
+        self.rows += part.rows
+        self.digest = add(self.digest, part.digest)
+        self.known_rows += part.known_rows
+        self.known_digest = add(self.known_digest, part.known_digest)
+        self.steady &= part.steady
+        self.files += part.files
+        self.streams |= part.streams
+        self.unnamed |= part.unnamed
 
 
 class Exporter:
@@ -148,15 +162,20 @@ class Exporter:
         self.work.assert_owned()
         known = Known(self.archive.target, table, None if whole else old)
 
-        def stage(shard: Shard) -> Staged:
-            prefix = f"{change}/read/{shard.name}-gen{job.generation:04}"
-            return self._stage(shard, table, day, known, prefix)
+        parts = self._parts(table, day)
 
-        with ThreadPoolExecutor(min(self.settings.parallel, len(self.shards)), "shard") as pool:
+        def stage(part: _Part) -> Staged:
+            prefix = f"{change}/read/{part.shard.name}-gen{job.generation:04}-{part.number}"
+            with closing(part.shard.another()) if part.clients else nullcontext(part.shard) as shard:
+                return self._stage(shard, table, day, part.clients, known, prefix)
+
+        staged = {shard.name: Staged() for shard in self.shards}
+        with ThreadPoolExecutor(min(self.settings.parallel, len(parts)), "shard") as pool:
             try:
-                staged = dict(zip((shard.name for shard in self.shards), pool.map(stage, self.shards), strict=True))
+                for part, found in zip(parts, pool.map(stage, parts), strict=True):
+                    staged[part.shard.name].take(found)
             except BaseException:
-                self._stopping = True  # no shard's reading is worth going on with
+                self._stopping = True  # nobody's reading is worth going on with
                 raise
         steady = all(part.steady for part in staged.values())
         result = DayResult(table.name, day, "exported" if steady or not closed else "unsealed")
@@ -203,15 +222,28 @@ class Exporter:
 
     # -- reading a shard -------------------------------------------------------------------------------------------------
 
-    def _stage(self, shard: Shard, table: Table, day: date, known: Known, prefix: str) -> Staged:
-        """Reads a shard's day until what was read is what the shard holds, or it has changed too often."""
+    def _parts(self, table: Table, day: date) -> list[_Part]:
+        """Every shard's day, in ranges of clients if there are fewer shards than may be read at once."""
+        each = self.settings.parallel // len(self.shards)
+        return [
+            _Part(shard, number, clients)
+            for shard in self.shards
+            for number, clients in enumerate(
+                shard.client_ranges(table, day, each, PART_ROWS) if each > 1 and shard.store.parallel else [None]
+            )
+        ]
+
+    def _stage(
+        self, shard: Shard, table: Table, day: date, clients: Clients | None, known: Known, prefix: str
+    ) -> Staged:
+        """Reads a shard's day, or a part of it, until what was read is what the shard holds, or it has changed too often."""
         failing_since = 0.0
         read = repeats = 0
         while True:
             read += 1
             marker = shard.marker(table, day)
             try:
-                staged, expected = self._read(shard, table, day, known, f"{prefix}-{read}")
+                staged, expected = self._read(shard, table, day, clients, known, f"{prefix}{read:03}")
             except TargetUnavailable as error:
                 # An upload cannot be gone on with; the rows are read again, into files of other names.
                 failing_since = failing_since or time.monotonic()
@@ -222,7 +254,9 @@ class Exporter:
                 time.sleep(min(0.2 + failed_for / 2, 10.0))
                 continue
             found = (staged.rows, staged.digest)
-            if (found == expected and shard.marker(table, day) == marker) or found == shard.count_digest(table, day):
+            if (found == expected and shard.marker(table, day) == marker) or found == shard.count_digest(
+                table, day, clients
+            ):
                 return staged
             log.info("shard %s, %s changed while it was read", shard.name, day)
             if repeats == self.settings.repeats:
@@ -230,14 +264,16 @@ class Exporter:
                 return staged
             repeats += 1
 
-    def _read(self, shard: Shard, table: Table, day: date, known: Known, prefix: str) -> tuple[Staged, tuple[int, int]]:
+    def _read(
+        self, shard: Shard, table: Table, day: date, clients: Clients | None, known: Known, prefix: str
+    ) -> tuple[Staged, tuple[int, int]]:
         staged, streams = Staged(), Collector()
         writer: Writer | None = None
         with ThreadPoolExecutor(1, "digest") as pool:
             other = shard.another() if shard.store.parallel else None
-            count = pool.submit(other.count_digest, table, day) if other else None
+            count = pool.submit(other.count_digest, table, day, clients) if other else None
             try:
-                for group in _ahead(_groups(shard.rows(table, day))):
+                for group in _ahead(_groups(shard.rows(table, day, clients))):
                     if self._stopping:
                         raise TargetError("given up, as another shard's reading failed or the command was ended")
                     mask = known.mask(group)
@@ -270,7 +306,7 @@ class Exporter:
         staged.streams = streams.finish()
         staged.rows = staged.known_rows + sum(file.rows for file in staged.files)
         staged.digest = add(staged.known_digest, *(file.digest for file in staged.files))
-        return staged, expected or shard.count_digest(table, day)
+        return staged, expected or shard.count_digest(table, day, clients)
 
     @staticmethod
     def _account(table: Table, rows: pa.RecordBatch, streams: Collector, staged: Staged) -> None:
@@ -360,6 +396,12 @@ class Exporter:
                 steps.append((f"{here}/aside/{name}", f"{aside}/{free}"))
         path = manifest_path(manifest.table, manifest.day, manifest.generation)
         self.work.publish(change, [*steps, (f"{here}/manifest.json", path)])
+
+
+class _Part(NamedTuple):
+    shard: Shard
+    number: int
+    clients: Clients | None
 
 
 @dataclass(frozen=True)

@@ -26,7 +26,11 @@ class Export:
     """How days are exported."""
 
     file_bytes: int = setting(512 << 20, "A data file ends when it has about as many bytes.", (1 << 16, 1 << 34))
-    parallel: int = setting(2, "Most shards to read at once.", (1, 64))
+    parallel: int = setting(
+        2,
+        "Most readings at once: of shards, or of ranges of clients of one shard's large day. Each takes about 150 MB of memory.",
+        (1, 64),
+    )
     repeats: int = setting(2, "How often a day that changed while it was read is read again.", (0, 100))
     lock_ttl: float = setting(60.0, "Seconds without a sign of life after which a lock is taken over.", (0.5, 3600))
     trash_days: int = setting(7, "Days for which pruned files stay in the archive's trash.", (0, 3650))

@@ -18,6 +18,9 @@ from skywave.server.store import Store, open_store, text
 
 from .tables import Table
 
+Clients = tuple[int, int]
+"""First and last client_id of a range."""
+
 
 class SchemaChanged(SkywaveError):
     """A table of the store has not the columns that this version archives."""
@@ -71,13 +74,32 @@ class Shard:
         """The marker of one day; empty if it has no rows."""
         return self.markers(table).get(day, "")
 
-    def count_digest(self, table: Table, day: date) -> tuple[int, int]:
+    def client_ranges(self, table: Table, day: date, most: int, least_rows: int) -> list[Clients | None]:
+        """Ranges of clients that have about as many rows each: at most ``most``, of at least ``least_rows``. They cover all
+        clients; [None] for one range."""
+        rows = self.store.query(
+            f"SELECT client_id, count() FROM {self._table(table)} WHERE {_on(day)} GROUP BY client_id ORDER BY client_id"
+        )
+        total = sum(count for _, count in rows)
+        parts = max(1, min(most, int(total) // least_rows, len(rows)))
+        ends: list[int] = []
+        so_far = 0
+        for client, count in rows:
+            so_far += int(count)
+            if so_far * parts >= total * (len(ends) + 1) and len(ends) < parts - 1:
+                ends.append(int(client))
+        starts = [0, *(end + 1 for end in ends)]
+        return list(zip(starts, [*ends, (1 << 32) - 1], strict=True)) if ends else [None]
+
+    def count_digest(self, table: Table, day: date, clients: Clients | None = None) -> tuple[int, int]:
         """Rows and digest of a day."""
         self.sync_replica(table)
-        rows, total = self.store.query(f"SELECT {table.digest_sql} FROM {self._table(table)} FINAL WHERE {_on(day)}")[0]
+        rows, total = self.store.query(
+            f"SELECT {table.digest_sql} FROM {self._table(table)} FINAL WHERE {_on(day, clients)}"
+        )[0]
         return int(rows), int(total)
 
-    def rows(self, table: Table, day: date) -> Iterator[pa.RecordBatch]:
+    def rows(self, table: Table, day: date, clients: Clients | None = None) -> Iterator[pa.RecordBatch]:
         """A day's rows, sorted as the table, as batches of the table's columns."""
         self.check_columns(table)
         self.sync_replica(table)
@@ -88,7 +110,7 @@ class Shard:
         if self.store.modern:
             settings += ", do_not_merge_across_partitions_select_final = 1, optimize_read_in_order = 1"
         for batch in self.store.stream(
-            f"SELECT {columns} FROM {self._table(table)} FINAL WHERE {_on(day)}{order} SETTINGS {settings}"
+            f"SELECT {columns} FROM {self._table(table)} FINAL WHERE {_on(day, clients)}{order} SETTINGS {settings}"
         ):
             yield batch.cast(table.schema)
 
@@ -141,8 +163,9 @@ def columns_of(table: Table) -> list[list[str]]:
     return [[name, _SQL_TYPES[str(kind)]] for name, kind in table.columns.items()]
 
 
-def _on(day: date) -> str:
-    return f"day = '{day.isoformat()}'"
+def _on(day: date, clients: Clients | None = None) -> str:
+    some = f" AND client_id >= {clients[0]} AND client_id <= {clients[1]}" if clients else ""
+    return f"day = '{day.isoformat()}'{some}"
 
 
 @contextmanager

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import random
 import struct
@@ -90,9 +91,9 @@ def test_21_merges_during_an_export_change_nothing(vault, clickhouse, monkeypatc
         vault.add(DAY, first=1 + n * 500)  # half of each block is a duplicate of the next
     rows = Shard.rows
 
-    def merging(self, table, day):
+    def merging(self, table, day, clients=None):
         other = vault.open()
-        for number, batch in enumerate(rows(self, table, day)):
+        for number, batch in enumerate(rows(self, table, day, clients)):
             if number == 0:
                 other.query(f"OPTIMIZE TABLE {vault.database}.telemetry PARTITION '{DAY}' FINAL")
             yield batch
@@ -112,8 +113,8 @@ def test_22_inserts_during_an_export_are_read_again_or_left_to_the_next_night(va
     times = []
 
     def inserting(limit):
-        def generator(self, table, day):
-            yield from rows(self, table, day)
+        def generator(self, table, day, clients=None):
+            yield from rows(self, table, day, clients)
             if table.name == "telemetry" and len(times) < limit:
                 times.append(1)
                 vault.add(DAY, first=1 + 1000 * len(times))
@@ -140,8 +141,8 @@ def test_23_the_server_dies_in_mid_query(own_clickhouse, clickhouse, database, m
     vault.add(DAY, count=300_000)
     rows = Shard.rows
 
-    def killing(self, table, day):
-        for batch in rows(self, table, day):
+    def killing(self, table, day, clients=None):
+        for batch in rows(self, table, day, clients):
             own_clickhouse.kill()
             yield batch
 
@@ -432,3 +433,24 @@ def test_30_days_are_utc_in_every_time_zone(clickhouse, database):
         time.tzset()
         vault.remove()
         server.remove()
+
+
+def test_a_large_day_of_one_shard_is_read_in_parts_of_whole_clients(vault, clickhouse, monkeypatch):
+    import skywave_archive.export as module
+
+    monkeypatch.setattr(module, "PART_ROWS", 500)
+    vault.configure("parallel = 3")
+    for client, count in ((3, 1200), (4, 10), (5, 700), (9, 2000), (4_000_000_000, 900)):
+        vault.add(DAY, client=client, stream=client, count=count)
+    vault.run("export")
+    files = vault.manifest(DAY)["files"]
+    assert len(files) == 3
+    spans = sorted((file["first_client"], file["last_client"]) for file in files)
+    assert all(a[1] < b[0] for a, b in itertools.pairwise(spans))
+    assert vault.manifest(DAY)["shards"]["1"]["rows"] == 4810
+    vault.add(DAY, client=1, stream=1, count=5)
+    vault.add(DAY, client=3, stream=3, first=5001, count=5)
+    vault.add(DAY, client=9, stream=9, first=5001, count=5)
+    assert vault.outcomes(vault.run("export")) == [(str(DAY), "added")]
+    vault.run("verify", "--level", "rows")
+    vault.assert_restored(back(vault, clickhouse))

@@ -51,8 +51,8 @@ def test_02_an_error_in_our_row_generator_publishes_nothing(hdfs, hdfs_vault, cl
     hdfs_vault.add(DAY, count=5000)
     rows = Shard.rows
 
-    def dying(self, table, day):
-        yield from rows(self, table, day)
+    def dying(self, table, day, clients=None):
+        yield from rows(self, table, day, clients)
         raise StoreUnavailable("the store went away")
 
     with monkeypatch.context() as patch:
@@ -74,8 +74,8 @@ def test_03_the_active_namenode_dies_in_mid_upload_and_the_standby_takes_over(cl
         rows = Shard.rows
         dead = []
 
-        def killing(self, table, day):
-            for batch in rows(self, table, day):
+        def killing(self, table, day, clients=None):
+            for batch in rows(self, table, day, clients):
                 yield batch
                 if not dead:
                     cluster.namenode.kill()
@@ -275,8 +275,8 @@ def test_07_a_datanode_that_dies_in_mid_file_costs_a_second_reading(fragile, fra
     rows = Shard.rows
     killed = []
 
-    def slow(self, table, day):
-        for batch in rows(self, table, day):
+    def slow(self, table, day, clients=None):
+        for batch in rows(self, table, day, clients):
             yield batch
             if table.name == "telemetry" and not killed:
                 killed.append(True)
@@ -342,8 +342,8 @@ def test_04_the_namenode_is_restarted_in_the_middle_of_an_export(fragile, fragil
     rows = Shard.rows
     restarted = []
 
-    def slow(self, table, day):
-        for batch in rows(self, table, day):
+    def slow(self, table, day, clients=None):
+        for batch in rows(self, table, day, clients):
             yield batch
             if not restarted:
                 fragile.namenode.kill()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import struct
 from datetime import date
@@ -50,7 +51,7 @@ def test_ranges_are_the_numbers_they_were_made_of(one, other):
     ranges = collected(one, other)
     assert as_set(ranges) == {*one, *other}
     assert ranges.numbers == len({*one, *other})
-    assert all(a[1] + 1 < b[0] for a, b in zip(ranges.pairs(), ranges.pairs()[1:], strict=False))
+    assert all(a[1] + 1 < b[0] for a, b in itertools.pairwise(ranges.pairs()))
     assert as_set(collected(one).union(collected(other))) == {*one, *other}
 
 
