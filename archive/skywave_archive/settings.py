@@ -27,8 +27,9 @@ class Export:
 
     file_bytes: int = setting(512 << 20, "A data file ends when it has about as many bytes.", (1 << 16, 1 << 34))
     parallel: int = setting(
-        2,
-        "Most readings at once: of shards, or of ranges of clients of one shard's large day. Each takes about 150 MB of memory.",
+        1,
+        "Most readings at once: of shards, or of ranges of clients of one shard's large day. Each takes about 150 MB of "
+        "memory and more than one core; raise it where there are several shards or more than two cores.",
         (1, 64),
     )
     repeats: int = setting(2, "How often a day that changed while it was read is read again.", (0, 100))
