@@ -227,7 +227,8 @@ def memory(yard: Yard, most: int) -> None:
     export, back = peaks[::2], peaks[1::2]
     good = max(peaks) <= 512 and export[2] <= export[1] * 1.15 and back[2] <= back[1] * 1.15
     row(
-        f"peak RSS at 1, {most // 10_000_000 or most / 1e7:g}0 and {most // 1_000_000} M rows", "≤ 512 MiB, flat",
+        f"peak RSS at 1, {most / 1e7:g} and {most / 1e6:g} M rows",
+        "≤ 512 MiB, flat",
         f"export {', '.join(f'{p:.0f}' for p in export)}; restore {', '.join(f'{p:.0f}' for p in back)} MiB", good,
     )  # fmt: skip
 
