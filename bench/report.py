@@ -31,5 +31,6 @@ def write(name: str) -> None:
     rows = [dict(zip(("what", "target", "measured", "met"), r, strict=True)) for r in ROWS]
     (out / f"{name}.json").write_text(json.dumps(rows, indent=1))
     lines = ["| what | target | measured | |", "|---|---|---|---|"]
-    lines += [f"| {w} | {t} | {f} | {'met' if m else 'missed' if m is False else ''} |" for w, t, f, m in ROWS]
+    cells = [[w, t, f, "met" if m else "missed" if m is False else ""] for w, t, f, m in ROWS]
+    lines += ["| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |" for row in cells]
     (out / f"{name}.md").write_text("\n".join(lines) + "\n")
