@@ -41,7 +41,7 @@ from typing import Any
 from skywave.errors import EXIT_TRY_LATER, SkywaveError
 
 from .manifest import BrokenManifest, Manifest, parse_name
-from .target import AlreadyExists, Entry, NotFound, Target, TargetDenied, TargetUnavailable
+from .target import AlreadyExists, Entry, NotFound, Target, TargetUnavailable
 
 log = logging.getLogger(__name__)
 
@@ -162,7 +162,7 @@ class Archive:
             try:
                 with Workspace(self.target, ttl):
                     pass
-            except (Locked, TargetDenied) as error:
+            except SkywaveError as error:  # what can be read must be readable in any case
                 log.warning("a change is going on, or was ended in the middle: %s", error)
 
     def kept_from(self) -> date:
@@ -193,6 +193,7 @@ class Workspace:
         self._lock = ""
         self._stop = threading.Event()
         self._staged = 0
+        self._unfinished = False
 
     def __enter__(self) -> Workspace:
         self._acquire()
@@ -239,15 +240,26 @@ class Workspace:
         """Carries out renames as one change; ``@/…`` is in the workspace. When it returns, all of it is done; after any
         error the whole of it is either not begun or will be finished by the next owner of the lock.
         """
-        steps = [(source, destination) for source, destination in steps if source != destination]
+        if self._unfinished:  # an earlier change of ours failed in the middle; what comes after builds on it
+            self._finish(self.folder)
+            self._unfinished = False
         for folder in sorted({destination.rpartition("/")[0] for _, destination in steps}):
             if not folder.startswith(HERE):
                 self.target.make_folder(folder)
         self.assert_owned()
+        self._unfinished = True
         self._put_plan(name, steps)
         self._carry_out(self.folder, steps)
         self.target.delete(self.staged(f"{name}.plan"))
+        self._unfinished = False
         self.assert_owned()
+
+    def replace(self, path: str, content: bytes) -> None:
+        """Puts a small file in the place of what has that name."""
+        change = self.stage()
+        self.target.put(self.staged(f"{change}/new"), content)
+        old: list[Step] = [(path, f"{HERE}/{change}/old")] if self.target.status(path) else []
+        self.publish(change, [*old, (f"{HERE}/{change}/new", path)])
 
     def _put_plan(self, name: str, steps: list[Step]) -> None:
         body = json.dumps(steps)

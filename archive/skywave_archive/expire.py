@@ -81,11 +81,23 @@ def _unsafe(archive: Archive, manifest: Manifest) -> str:
         return "its archive is not sealed: run skywave-archive export"
     if verified is None or verified[0] != "rows":
         return "not verified row by row: run skywave-archive verify --level rows"
-    states = manifest.shards.values()
-    if (sum(s.rows for s in states), add(*(s.digest for s in states))) != (manifest.rows, manifest.digest):
-        return "the store had fewer rows than the archive when it was exported: restore --merge brings them back"
+    if not any(_accounts_for(manifest, since) for since in sorted({file.generation for file in manifest.files} | {1})):
+        return "the store had only a part of the archived rows when it was exported: restore --merge brings them back"
     problems = [finding.problem for finding in verify_day(archive, manifest, "list") if not finding.alien]
     return f"its archive is damaged: {problems[0]}" if problems else ""
+
+
+def _accounts_for(manifest: Manifest, since: int) -> bool:
+    """True if each shard held exactly the rows of its files of generation ``since`` and later: of 1, the whole day; of a
+    later one, what came after the rest had expired."""
+    states = manifest.shards.values()
+    if (sum(s.rows for s in states), add(*(s.digest for s in states))) == (manifest.rows, manifest.digest):
+        return True
+    for name, state in manifest.shards.items():
+        files = [file for file in manifest.files if file.shard == name and file.generation >= since]
+        if (state.rows, state.digest) != (sum(file.rows for file in files), add(*(file.digest for file in files))):
+            return False
+    return True
 
 
 def _is_expired(shard: Shard, manifest: Manifest) -> bool:

@@ -8,6 +8,7 @@ from typing import Any
 from skywave.errors import SkywaveError
 
 from .archive import Archive, utc_today
+from .night import is_pruned
 from .source import Shard
 from .tables import BY_DAY, TELEMETRY
 
@@ -50,7 +51,11 @@ def listing(
         ]
         if markers is not None and name == TELEMETRY.name:
             held = {day for found in markers.values() for day in found}
-            gaps = sorted(day for day in held if day not in generations and archive.kept_from() <= day < utc_today())
+            kept_from = archive.kept_from()
+            for day in sorted(held - generations.keys()):
+                now = {shard: found[day] for shard, found in markers.items() if day in found}
+                if day < utc_today() and (day >= kept_from or not is_pruned(state["markers"], table, day, now)):
+                    gaps.append(day)
     return rows, gaps
 
 

@@ -49,6 +49,11 @@ class File:
     min_time: int
     max_time: int
 
+    @property
+    def generation(self) -> int:
+        """The generation that wrote it; its name says so."""
+        return int(self.name.partition("-gen")[2].partition("-")[0] or 0)
+
 
 @dataclass(frozen=True)
 class ShardState:

@@ -12,7 +12,7 @@ from typing import Any
 
 from skywave.errors import EXIT_DATA, SkywaveError
 
-from .archive import HERE, STATE, Archive, Workspace, utc_today
+from .archive import STATE, Archive, Workspace, utc_today
 from .export import DayResult, Exporter, Progress
 from .settings import Export
 from .source import Shard
@@ -47,13 +47,20 @@ def plan(archive: Archive, shards: list[Shard], table: Table, first: date | None
     for day in (start + timedelta(days=n) for n in range((last - start).days + 1)):
         now = {name: found[day] for name, found in markers.items() if day in found}
         if day not in generations:
-            look = (day in have or (table.ranged and day < utc_today())) and (first is not None or day >= kept_from)
+            look = day in have or (table.ranged and day < utc_today())
+            if first is None and day < kept_from:
+                look = bool(now) and not is_pruned(state, table, day, now)
         else:
             done = {"generation": generations[day][-1], "shards": now}
             look = first is not None or (bool(now) and state.get(f"{table.name}/{day}") != done)
         if look:
             wanted.append(day)
     return Plan(table, wanted, markers, generations)
+
+
+def is_pruned(markers: dict[str, Any], table: Table, day: date, now: dict[str, str]) -> bool:
+    """Of a day before ``kept_from``: whether the store has just the rows that were archived, and pruned on purpose."""
+    return bool(markers.get(f"{table.name}/{day}", {}).get("shards") == now)
 
 
 def export_days(
@@ -90,7 +97,4 @@ def remember(archive: Archive, work: Workspace, marks: dict[str, dict[str, Any]]
         return
     state = archive.state()
     state[section].update(marks)
-    name = work.stage()
-    work.target.put(work.staged(f"{name}/state.json"), json.dumps(state, sort_keys=True).encode())
-    work.target.delete(STATE)
-    work.publish(name, [(f"{HERE}/{name}/state.json", STATE)])
+    work.replace(STATE, json.dumps(state, sort_keys=True).encode())

@@ -160,10 +160,7 @@ def prune(archive: Archive, work: Workspace, removals: list[Removal]) -> None:
 def keep_from(archive: Archive, work: Workspace, day: date) -> None:
     """Notes that older days were removed on purpose, so that the next export does not bring them back."""
     if day > archive.kept_from():
-        change = work.stage()
-        work.target.put(work.staged(f"{change}/kept_from"), f"{day}\n".encode())
-        work.target.delete(KEPT_FROM)
-        work.publish(change, [(f"{HERE}/{change}/kept_from", KEPT_FROM)])
+        work.replace(KEPT_FROM, f"{day}\n".encode())
 
 
 def empty_trash(archive: Archive, work: Workspace, days: int) -> int:

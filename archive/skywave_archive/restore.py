@@ -172,7 +172,7 @@ class Restorer:
         """Restores one day. Damaged files are left out and named, and the rest goes on."""
         result = DayRestored(table.name, manifest.day, "restored")
         files = [file for file in manifest.files if self.selection.concerns(file)]
-        shards = [_Shard(store, table, manifest, self._tag(manifest)) for store in self.stores]
+        shards = [_Shard(store, table, manifest, self._tag(manifest, n)) for n, store in enumerate(self.stores)]
         if not files:
             result.outcome = "empty"
             return result
@@ -204,10 +204,10 @@ class Restorer:
         result.outcome = "failed" if result.errors else "merged" if self.merge else "restored"
         return result
 
-    def _tag(self, manifest: Manifest) -> str:
+    def _tag(self, manifest: Manifest, number: int) -> str:
         """Names what is being restored, so that a later run knows its own work."""
         chosen = "" if self.selection.everything else repr(self.selection)
-        return f"{manifest.generation}/{manifest.digest}/{len(self.stores)}/{chosen}"
+        return f"{manifest.generation}/{manifest.digest}/{number + 1} of {len(self.stores)}/{chosen}"
 
     def _stage(self, table: Table, manifest: Manifest, file: File, shards: list[_Shard], todo: list[bool]) -> None:
         path = f"{day_folder(table.name, manifest.day)}/{file.name}"
@@ -350,7 +350,8 @@ class _Shard:
         if not rows:  # REPLACE from an empty partition would empty the target on 18.16
             self.store.query(f"DROP TABLE IF EXISTS {self.staging}")
             return 0
-        before, marker = self.count_digest(), self._marker()
+        marker = self._marker()
+        before = self.count_digest()  # after the marker: what arrives in between shows in one of the two
         if merge and before[0]:
             rows, total = self._unite(before)
         if complete:

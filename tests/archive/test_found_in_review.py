@@ -15,6 +15,7 @@ from skywave_archive.restore import _Shard
 from skywave_archive.settings import Target
 from skywave_archive.source import Shard
 from skywave_archive.tables import TELEMETRY
+from skywave_archive.target import TargetFull, TargetUnavailable
 from vault import Vault, days_ago
 
 DAY, OLD = days_ago(1), days_ago(2)
@@ -265,3 +266,97 @@ def test_a_lock_number_from_the_past_is_given_up(tmp_path):
         assert not late._take("stale", f"{LOCKS}/{number:08}")
         assert [entry.name for entry in target.entries(LOCKS)] == [f"{owner.number:08}"]
         owner.assert_owned()
+
+
+def test_a_state_file_that_could_not_be_written_blocks_nobody(vault, monkeypatch):
+    """The rename of _state.json fails once; the same run goes on, and so do all later commands."""
+    vault.add(DAY)
+    vault.reject(DAY, 1)
+    vault.run("export")
+    vault.add(DAY, first=5001)
+    vault.reject(DAY, 2)
+    rename, failed = LocalTarget.rename, []
+
+    def failing(self, source, destination):
+        if destination == "_state.json" and not failed:
+            failed.append(source)
+            raise TargetUnavailable("injected")
+        rename(self, source, destination)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(LocalTarget, "rename", failing)
+        vault.run("export", code=None)
+    assert failed
+    for command in (
+        ("export",),
+        ("verify", "--level", "rows"),
+        ("list",),
+        ("prune", "--generations", "1", "--confirm"),
+    ):
+        vault.run(*command)
+    assert list((vault.archive / "_staging").iterdir()) == []
+    vault.assert_restored(back(vault))
+
+
+def test_a_restore_resumed_in_another_order_of_shards_is_refused(vault, monkeypatch):
+    for client in (1, 2):
+        vault.add(DAY, client=client, stream=client)
+    vault.run("export")
+    port, names = vault.settings().port, [f"{vault.database}_{n}" for n in range(2)]
+    urls = [f"clickhouse://127.0.0.1:{port}/{name}" for name in names]
+    original = _Shard.publish
+
+    def dying(self, merge, complete):
+        if self.store.database == names[1]:
+            raise KeyboardInterrupt
+        return original(self, merge, complete)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(_Shard, "publish", dying)
+        vault.run("restore", "--into", urls[0], "--into", urls[1], code=75)
+    vault.run("restore", "--into", urls[1], "--into", urls[0], code=1)
+    vault.run("restore", "--into", urls[0], "--into", urls[1])
+    vault.assert_restored(*(vault.open(database=name) for name in names))
+
+
+def test_pruning_hides_no_day_that_was_never_archived_and_no_late_rows(vault):
+    vault.add(days_ago(4))
+    vault.add(OLD, first=5001)
+    vault.run("export", "--day", str(OLD))
+    vault.run("prune", "--delete-data-before", str(DAY), "--confirm")
+    assert vault.run("list")["not_archived"] == [str(days_ago(4))]
+    vault.run("export")
+    assert [d["day"] for d in vault.run("list")["days"] if d["rows"]] == [str(days_ago(4))]
+    vault.add(OLD, first=9001, count=10)  # a box came back late
+    assert vault.run("list")["not_archived"] == [str(OLD)]
+    assert vault.outcomes(vault.run("export")) == [(str(OLD), "exported")]
+
+
+def test_a_restore_needs_no_room_in_the_archive(vault, crasher, monkeypatch):
+    vault.add(OLD)
+    vault.run("export")
+    vault.add(DAY, first=5001)
+    assert crasher.run("export", "--config", str(vault.path), step=12) is None
+    assert list((vault.archive / "_staging").iterdir())
+
+    def full(*_):
+        raise TargetFull("quota")
+
+    monkeypatch.setattr(LocalTarget, "create", full)
+    name = f"{vault.database}_back"
+    vault.run("restore", "--into", f"clickhouse://127.0.0.1:{vault.settings().port}/{name}")
+    vault.assert_restored(vault.open(database=name), days=(OLD,))
+
+
+def test_late_rows_of_an_expired_day_expire_as_well(two_shards):
+    vault, _ = two_shards
+    vault.add(OLD, client=2, shard="a")
+    vault.add(OLD, client=1, shard="b")
+    for late in (False, True):
+        if late:
+            vault.add(OLD, client=2, first=7001, count=10, shard="a")
+        vault.run("export")
+        vault.run("verify", "--level", "rows")
+        assert [d["outcome"] for d in vault.run("expire", "--older-than", "1d")["days"]] == ["dropped"]
+    assert vault.manifest(OLD, 2)["rows"] == 2010
+    vault.assert_restored(back(vault))
