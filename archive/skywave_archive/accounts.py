@@ -16,9 +16,10 @@ import pyarrow.parquet as pq
 
 from skywave.server.store import Store, as_column
 
-from .archive import HERE, Archive, Step, Workspace
+from .archive import Archive
 from .datafile import DamagedFile
 from .source import Shard
+from .workspace import HERE, Step, Workspace
 
 FOLDER = "accounts"
 Row = tuple[Any, ...]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import signal
 from contextlib import nullcontext
-from datetime import date, timedelta
+from datetime import date
 from typing import TYPE_CHECKING
 
 import click
@@ -14,24 +14,24 @@ from skywave.cli import ErrorGroup
 from skywave.errors import EXIT_DATA, EXIT_TRY_LATER, SkywaveError
 from skywave.service import setup_logging
 
-from .archive import Archive, Workspace, utc_now, utc_today
+from .archive import Archive, utc_now, utc_today
 from .options import (
     config_option,
     day_options,
     dry_run_option,
     json_option,
-    parse_age,
-    parse_day,
     parse_subset,
     parse_time,
+    parse_url,
     span,
 )
 from .report import Report, bar, with_archive
-from .tables import BY_DAY, TELEMETRY, add
+from .tables import BY_DAY, TELEMETRY
+from .upkeep import check, drill, expire, prune
+from .workspace import Workspace, settle
 
 if TYPE_CHECKING:
     from .export import DayResult
-    from .manifest import Manifest
 
 
 @click.group(cls=ErrorGroup, context_settings={"help_option_names": ["-h", "--help"]})
@@ -183,7 +183,7 @@ def verify(
     from .verify import verify as check
 
     first, last = span(day, first, last)
-    archive.settle(report.settings.export.lock_ttl)
+    settle(archive.target, report.settings.export.lock_ttl)
     checked = good = 0
     findings, marks = [], {}
     state = archive.state()
@@ -251,14 +251,14 @@ def restore(
     once. Keep the servers stopped until it has ended. A damaged file is left out and named; the rest is restored.
     """
     from .accounts import restore_accounts
-    from .restore import DayRestored, NothingThere, Restorer, Selection, chosen_days, parse_url
+    from .restore import DayRestored, NothingThere, Restorer, Selection, chosen_days
 
     first, last = span(day, first, last)
     if since is not None and until is not None and until <= since:
         raise click.UsageError("--to-time is not after --from-time")
     selection = Selection(client_id, key.encode(errors="surrogateescape") if key is not None else None, since, until)
     targets = [parse_url(url) for url in urls]
-    archive.settle(report.settings.export.lock_ttl)
+    settle(archive.target, report.settings.export.lock_ttl)
     tables = list(BY_DAY.values()) if selection.everything else [TELEMETRY]
     if dry_run:
         planned = []
@@ -304,145 +304,5 @@ def restore(
     report.document |= {"days": [result.as_json() for result in results], "accounts": accounts}
 
 
-@main.command()
-@config_option
-@click.option("--day", callback=parse_day, help="This day instead of a random one.")
-@json_option
-@with_archive
-def drill(archive: Archive, report: Report, day: date | None) -> None:
-    """Restore a random archived day into a throw-away database, compare it, and drop it again."""
-    from .drill import drill as run
-
-    store = next(iter(report.settings.stores().values()))
-    with bar(report, "drill", None, "rows") as progress:
-        result = run(archive, store, report.settings.export.lock_ttl, day, progress)
-    report.rows = result.rows
-    report.document = result.as_json()
-    report.exit_code = 0 if result.passed else EXIT_DATA
-    for problem in result.problems:
-        report.line(problem)
-    outcome = "the restored day is the archived one" if result.passed else "THE RESTORED DAY IS NOT THE ARCHIVED ONE"
-    report.line(f"{result.day}: {result.rows:,} rows, digest {result.digest}: {outcome}")
-
-
-# -- prune, expire, check ----------------------------------------------------------------------------------------------------
-
-
-@main.command()
-@config_option
-@click.option("--generations", type=click.IntRange(1), help="Keep as many generations of each day; remove older ones.")
-@click.option("--delete-data-before", "before", callback=parse_day, help="Remove every day before this one.")
-@click.option("--day", "named", multiple=True, callback=parse_day,
-              help="Allow to remove this day although the store does not hold it; may be given several times.")  # fmt: skip
-@click.option("--confirm", is_flag=True, help="Do it; without this, only the plan is shown.")
-@json_option
-@with_archive
-def prune(
-    archive: Archive,
-    report: Report,
-    generations: int | None,
-    before: date | None,
-    named: tuple[date, ...],
-    confirm: bool,
-) -> None:
-    """Remove superseded generations, or old days. Shows its plan, and acts only with --confirm.
-
-    What is removed lies in the archive's trash for export.trash_days. A day that the store no longer holds is removed only
-    if it is named.
-    """
-    from .prune import empty_trash, keep_from, plan_days, plan_generations
-    from .prune import prune as carry_out
-
-    if (generations is None) == (before is None):
-        raise click.UsageError("give either --generations N or --delete-data-before DAY")
-    if before and before > utc_today():
-        raise click.UsageError(f"{before} has not come yet")
-    emptied = 0
-    with Workspace(archive.target, report.settings.export.lock_ttl) if confirm else nullcontext() as work:
-        if before is None:
-            assert generations is not None
-            removals = plan_generations(archive, generations, named)
-        else:
-            removals = plan_days(archive, before, lambda manifest: _store_has(report, manifest), named)
-        if work:
-            if before:
-                keep_from(archive, work, before)
-            carry_out(archive, work, removals)
-            emptied = empty_trash(archive, work, report.settings.export.trash_days)
-    for removal in removals:
-        what = "the whole day" if removal.whole_day else f"generations {', '.join(map(str, removal.generations))}"
-        verb = "keep" if removal.refused else "remove"
-        report.line(
-            f"{verb} {removal.table} {removal.day}: {what}, {len(removal.files)} files, {removal.bytes / 1e6:,.1f} MB"
-            + (f"; {removal.refused}" if removal.refused else "")
-        )
-    if any(removal.refused for removal in removals):
-        report.exit_code = EXIT_DATA
-    report.bytes = sum(removal.bytes for removal in removals if not removal.refused)
-    done = "removed" if confirm else "would remove"
-    report.line(
-        f"{done} {report.bytes / 1e6:,.1f} MB" + ("" if confirm or not removals else "; add --confirm to do it")
-    )
-    report.document |= {"confirmed": confirm, "days": [r.as_json() for r in removals], "trash_emptied": emptied}
-
-
-def _store_has(report: Report, manifest: Manifest) -> bool:
-    """True if the store holds exactly the rows of a manifest; False if it does not answer."""
-    from .source import open_shards
-
-    try:
-        with open_shards(report.settings.stores()) as shards:
-            found = [shard.count_digest(BY_DAY[manifest.table], manifest.day) for shard in shards]
-    except SkywaveError as error:
-        click.echo(
-            f"The store does not answer ({error}): {manifest.day} counts as held by the archive alone.", err=True
-        )
-        return False
-    return (sum(rows for rows, _ in found), add(*(total for _, total in found))) == (manifest.rows, manifest.digest)
-
-
-@main.command()
-@config_option
-@click.option("--older-than", "age", required=True, callback=parse_age, help="Age of a day, like 90d.")
-@dry_run_option
-@json_option
-@with_archive
-def expire(archive: Archive, report: Report, age: timedelta, dry_run: bool) -> None:
-    """Drop old days from the store, each only if the archive provably has all of it.
-
-    A day is dropped when its archive is sealed, verified at level rows, and has the store's count and digest at that moment.
-    Its ranges are kept in the table `expired`, so that the audit and resent batches count them as stored. Days that cannot
-    be dropped are kept and say why; exit code 1 then.
-    """
-    from .expire import expire as run
-    from .source import open_shards
-
-    with (
-        open_shards(report.settings.stores()) as shards,
-        Workspace(archive.target, report.settings.export.lock_ttl) as work,
-    ):
-        results = run(archive, work, shards, utc_today() - age, dry_run)
-    for result in results:
-        report.line(f"{result.day}: {result.outcome}, {result.rows:,} rows{f'; {result.why}' if result.why else ''}")
-        report.rows += result.rows if result.outcome == "dropped" else 0
-        if result.outcome == "kept":
-            report.exit_code = EXIT_DATA
-    if not results:
-        report.line("the store has no day that old")
-    report.document = {"days": [result.as_json() for result in results]}
-
-
-@main.command()
-@config_option
-@json_option
-@with_archive
-def check(archive: Archive, report: Report) -> None:
-    """Preflight: target, safe mode, quota, clock, lock, and every shard of the store; exit code 1 if a night would fail."""
-    from .check import check as run
-
-    del archive
-    found = run(report.settings)
-    for item in found:
-        report.line(f"{'ok  ' if item.good else 'FAIL'} {item.name}: {item.detail}")
-    report.exit_code = 0 if all(item.good for item in found) else EXIT_DATA
-    report.document = {"checks": [item.as_json() for item in found]}
+for command in (drill, prune, expire, check):
+    main.add_command(command)

@@ -18,6 +18,7 @@ from .archive import Archive
 from .manifest import Manifest
 from .restore import NothingThere, Restorer, Selection
 from .tables import TELEMETRY
+from .workspace import settle
 
 
 @dataclass
@@ -43,7 +44,7 @@ def drill(
     progress: Callable[[int], None] = lambda _: None,
 ) -> Drill:
     """Restores a day (a random one by default) next to the store's own database and drops it again."""
-    archive.settle(lock_ttl)
+    settle(archive.target, lock_ttl)
     days = {
         found: manifest
         for found, manifest in archive.manifests(TELEMETRY.name)

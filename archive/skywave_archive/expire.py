@@ -14,11 +14,12 @@ from typing import Any
 from skywave.errors import SkywaveError
 from skywave.server.store import as_column
 
-from .archive import Archive, Workspace
+from .archive import Archive
 from .manifest import Manifest
 from .source import Shard
 from .tables import TELEMETRY, add
 from .verify import verify_day
+from .workspace import Workspace
 
 
 @dataclass

@@ -12,11 +12,13 @@ from typing import Any
 
 from skywave.errors import EXIT_DATA, SkywaveError
 
-from .archive import STATE, Archive, Workspace, utc_today
-from .export import DayResult, Exporter, Progress
+from .archive import STATE, Archive, utc_today
+from .export import DayResult, Exporter
+from .reading import Progress
 from .settings import Export
 from .source import Shard
 from .tables import Table
+from .workspace import Workspace
 
 
 @dataclass

@@ -5,8 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable
 from datetime import UTC, date, datetime, timedelta
 from typing import Any
+from urllib.parse import parse_qs, unquote, urlparse
 
 import click
+
+from skywave import config
+from skywave.errors import ConfigError
 
 
 def parse_day(_: click.Context, __: click.Parameter, value: Any) -> Any:
@@ -77,3 +81,27 @@ def span(day: date | None, first: date | None, last: date | None) -> tuple[date 
     if first and last and last < first:
         raise click.UsageError("--to is before --from")
     return (day, day) if day else (first, last)
+
+
+def parse_url(url: str) -> config.Store:
+    """A target store: ``clickhouse://[user@]host[:port][/database][?password_file=…&ca_file=…]`` or
+    ``embedded:FOLDER[?database=…]``; raises ``ConfigError``."""
+    parts = urlparse(url)
+    options = {name: values[-1] for name, values in parse_qs(parts.query, strict_parsing=bool(parts.query)).items()}
+    body: dict[str, Any] = {**options, "timeout": 600.0}
+    try:
+        if parts.scheme == "embedded":
+            body |= {"kind": "embedded", "path": unquote(parts.path)}
+        elif parts.scheme == "clickhouse" and parts.hostname and not parts.password:
+            body |= {"kind": "clickhouse", "host": parts.hostname}
+            body |= {"port": parts.port} if parts.port else {}
+            body |= {"user": unquote(parts.username)} if parts.username else {}
+            body |= {"database": parts.path.strip("/")} if parts.path.strip("/") else {}
+        else:
+            raise ValueError("is neither clickhouse:// nor embedded:")
+        return config.parse(body, config.Store, f"--into {url}")
+    except ValueError as error:
+        raise ConfigError(
+            f"--into {url}: {error}",
+            "For example clickhouse://default@10.0.0.5:9000/telemetry?password_file=secret, or embedded:FOLDER.",
+        ) from error

@@ -14,9 +14,10 @@ from typing import Any
 
 from skywave.errors import EXIT_DATA, SkywaveError
 
-from .archive import HERE, KEPT_FROM, SUPERSEDED, TRASH, Archive, Step, Workspace, day_folder, manifest_path
+from .archive import KEPT_FROM, SUPERSEDED, TRASH, Archive, day_folder, manifest_path
 from .manifest import Manifest, manifest_name
 from .tables import BY_DAY
+from .workspace import HERE, Step, Workspace
 
 
 class Refused(SkywaveError):

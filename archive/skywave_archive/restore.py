@@ -15,7 +15,6 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from datetime import date
 from typing import Any
-from urllib.parse import parse_qs, unquote, urlparse
 
 import numpy as np
 import pyarrow as pa
@@ -23,7 +22,7 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from skywave import config
-from skywave.errors import EXIT_DATA, EXIT_TRY_LATER, ConfigError, SkywaveError
+from skywave.errors import EXIT_DATA, EXIT_TRY_LATER, SkywaveError
 from skywave.server.store import Store, as_column, open_store, text
 
 from .archive import Archive, day_folder
@@ -104,30 +103,6 @@ class DayRestored:
     def as_json(self) -> dict[str, Any]:
         """For ``--json``."""
         return {**vars(self), "day": self.day.isoformat(), "errors": [str(error) for error in self.errors]}
-
-
-def parse_url(url: str) -> config.Store:
-    """A target store: ``clickhouse://[user@]host[:port][/database][?password_file=…&ca_file=…]`` or
-    ``embedded:FOLDER[?database=…]``; raises ``ConfigError``."""
-    parts = urlparse(url)
-    options = {name: values[-1] for name, values in parse_qs(parts.query, strict_parsing=bool(parts.query)).items()}
-    body: dict[str, Any] = {**options, "timeout": 600.0}
-    try:
-        if parts.scheme == "embedded":
-            body |= {"kind": "embedded", "path": unquote(parts.path)}
-        elif parts.scheme == "clickhouse" and parts.hostname and not parts.password:
-            body |= {"kind": "clickhouse", "host": parts.hostname}
-            body |= {"port": parts.port} if parts.port else {}
-            body |= {"user": unquote(parts.username)} if parts.username else {}
-            body |= {"database": parts.path.strip("/")} if parts.path.strip("/") else {}
-        else:
-            raise ValueError("is neither clickhouse:// nor embedded:")
-        return config.parse(body, config.Store, f"--into {url}")
-    except ValueError as error:
-        raise ConfigError(
-            f"--into {url}: {error}",
-            "For example clickhouse://default@10.0.0.5:9000/telemetry?password_file=secret, or embedded:FOLDER.",
-        ) from error
 
 
 class Restorer:

@@ -7,7 +7,7 @@ from contextlib import closing
 
 import pytest
 from skywave_archive import expire
-from skywave_archive.archive import LOCKS, Workspace
+from skywave_archive.archive import LOCKS
 from skywave_archive.datafile import DamagedFile, read_rows
 from skywave_archive.local import LocalTarget
 from skywave_archive.manifest import Manifest
@@ -16,6 +16,7 @@ from skywave_archive.settings import Target
 from skywave_archive.source import Shard
 from skywave_archive.tables import TELEMETRY
 from skywave_archive.target import TargetFull, TargetUnavailable
+from skywave_archive.workspace import Workspace
 from vault import Vault, days_ago
 
 DAY, OLD = days_ago(1), days_ago(2)

@@ -15,8 +15,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from skywave_archive import settings
 from skywave_archive.manifest import BrokenManifest, File, Manifest, NewerManifest, ShardState, parse_name
+from skywave_archive.options import parse_url
 from skywave_archive.ranges import Collector, Ranges, StreamName
-from skywave_archive.restore import parse_url
 from skywave_archive.tables import TELEMETRY, add, digest, row_hashes
 
 from skywave.errors import ConfigError
