@@ -208,7 +208,9 @@ def _translated(error: Exception, path: str) -> Exception:
             return kind(f"{path}: {text}", hint)
         if "safe mode" in text.lower():
             return TargetUnavailable(f"{path}: {text}", _KINDS["SafeModeException"][1])
-        if any(sign in text for sign in ("minReplication", "No space", "Failed to find datanode")):
+        if "Failed to find datanode" in text:  # all full, or a NameNode just started that none has reported to yet
+            return TargetUnavailable(f"{path}: {text}", "Check the DataNodes: hdfs dfsadmin -report.")
+        if any(sign in text for sign in ("minReplication", "No space")):
             return TargetFull(f"{path}: {text}", "Check the DataNodes: hdfs dfsadmin -report.")
         if "Authentication failure" in text:
             return TargetDenied(f"{path}: {text}", "Check target.user and the cluster's security.")
