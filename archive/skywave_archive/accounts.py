@@ -14,7 +14,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from skywave.server.store import Store, as_column
+from skywave.server.store import Store
 
 from .archive import Archive
 from .datafile import DamagedFile
@@ -33,6 +33,11 @@ class AccountTable:
     columns: dict[str, pa.DataType]
     key: int
     version: int | None
+
+    @property
+    def schema(self) -> pa.Schema:
+        """The columns of the file."""
+        return pa.schema(list(self.columns.items()))
 
     def merged(self, *parts: list[Row]) -> list[Row]:
         """The union, sorted."""
@@ -65,7 +70,7 @@ def read_store(store: Store, table: AccountTable) -> list[Row]:
     sql = f"SELECT {', '.join(table.columns)} FROM {store.database}.{table.name} FINAL"
     rows: list[Row] = []
     for batch in store.stream(sql):
-        cast = pa.Table.from_batches([batch]).cast(pa.schema(list(table.columns.items())))
+        cast = pa.Table.from_batches([batch]).cast(table.schema)
         rows += zip(*(column.to_pylist() for column in cast.columns), strict=True)
     return rows
 
@@ -78,7 +83,7 @@ def read_archive(archive: Archive, table: AccountTable) -> list[Row]:
         content = archive.target.read_bytes(f"{FOLDER}/{name}")
         if _name(table, content) != name:
             raise DamagedFile(f"{FOLDER}/{name}: its bytes are not those it was written with")
-        columns = pq.read_table(io.BytesIO(content)).cast(pa.schema(list(table.columns.items()))).columns
+        columns = pq.read_table(io.BytesIO(content)).cast(table.schema).columns
         parts.append(list(zip(*(column.to_pylist() for column in columns), strict=True)))
     return table.merged(*parts)
 
@@ -113,18 +118,12 @@ def restore_accounts(archive: Archive, store: Store) -> dict[str, int]:
     """
     added = {}
     for table in ACCOUNTS:
-        have = {row[: table.key]: row for row in read_store(store, table)}
-        rows = []
-        for row in read_archive(archive, table):
-            mine = have.get(row[: table.key])
-            if mine is None or (table.version is not None and row[table.version] > mine[table.version]):
-                rows.append((*row[:3], 0, 0, row[5]) if table.name == "streams" else row)
-        if rows:
-            columns = {
-                name: as_column(name, values)
-                for name, values in zip(table.columns, zip(*rows, strict=True), strict=True)
-            }
-            store.insert(f"{store.database}.{table.name}", columns)
+        have = read_store(store, table)
+        held = set(have)
+        rows = [row for row in table.merged(have, read_archive(archive, table)) if row not in held]
+        if table.name == "streams":
+            rows = [(*row[:3], 0, 0, row[5]) for row in rows]
+        store.insert_rows(table.name, tuple(table.columns), rows)
         added[table.name] = len(rows)
     return added
 
@@ -144,7 +143,7 @@ def _encode(table: AccountTable, rows: list[Row]) -> bytes:
     columns = list(zip(*rows, strict=True))
     arrays = [pa.array(values, kind) for values, kind in zip(columns, table.columns.values(), strict=True)]
     sink = io.BytesIO()
-    content = pa.table(arrays, schema=pa.schema(list(table.columns.items())))
+    content = pa.table(arrays, schema=table.schema)
     pq.write_table(content, sink, compression="zstd", write_page_checksum=True)
     return sink.getvalue()
 

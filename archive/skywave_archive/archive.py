@@ -18,7 +18,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import logging
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -27,14 +26,17 @@ from typing import Any
 
 from skywave.errors import SkywaveError
 
-from .manifest import BrokenManifest, Manifest, parse_name
+from .manifest import BrokenManifest, Manifest, manifest_name, parse_name
 from .target import Entry, NotFound, Target, TargetUnavailable
-
-log = logging.getLogger(__name__)
 
 MANIFESTS, LOCKS, STAGING, SUPERSEDED, TRASH, STATE, KEPT_FROM = (
     "_manifests", "_locks", "_staging", "_superseded", "_trash", "_state.json", "_kept_from",
 )  # fmt: skip
+
+
+def within(day: date, first: date | None, last: date | None) -> bool:
+    """Whether a day lies between two days, both included; None for no bound."""
+    return (first is None or day >= first) and (last is None or day <= last)
 
 
 def day_folder(table: str, day: date) -> str:
@@ -136,8 +138,6 @@ class Archive:
 
 def manifest_path(table: str, day: date, generation: int) -> str:
     """Where a generation's manifest lies."""
-    from .manifest import manifest_name
-
     return f"{MANIFESTS}/{table}/{manifest_name(day, generation)}"
 
 

@@ -46,7 +46,7 @@ def main(log_level: str) -> None:
     """
     setup_logging(log_level)
     # A scheduler's stop ends a command like Ctrl-C does: the lock is given back and nothing is half done.
-    signal.signal(signal.SIGTERM, lambda *_: (_ for _ in ()).throw(KeyboardInterrupt()))
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
 
 
 # -- export --------------------------------------------------------------------------------------------------------------

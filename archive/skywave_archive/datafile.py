@@ -254,7 +254,6 @@ def read_rows(target: Target, path: str, table: Table, file: File) -> Iterator[t
     Its bytes are read twice, since Arrow can be crashed by damaged ones: it sees only a file whose SHA-256 is right.
     Rows and digest are checked as well; raises ``DamagedFile``, perhaps only at the end, so take nothing for good before.
     """
-    where = path
     check_bytes(target, path, file)
     try:
         parquet, window = _open(target, path, file)
@@ -283,13 +282,13 @@ def read_rows(target: Target, path: str, table: Table, file: File) -> Iterator[t
             if group == len(ends):
                 pieces.clear()
         if position != file.bytes or found.hexdigest() != file.sha256:
-            raise DamagedFile(f"{where}: its bytes are not those of the manifest")
+            raise DamagedFile(f"{path}: its bytes are not those of the manifest")
         if (rows, total) != (file.rows, file.digest):
-            raise DamagedFile(f"{where}: its rows are not those of the manifest")
+            raise DamagedFile(f"{path}: its rows are not those of the manifest")
     except NotFound as error:
-        raise DamagedFile(f"{where}: missing") from error
+        raise DamagedFile(f"{path}: missing") from error
     except (pa.ArrowException, OSError, KeyError, ValueError) as error:
-        raise DamagedFile(f"{where}: cannot be decoded: {' '.join(str(error).split())[:200]}") from error
+        raise DamagedFile(f"{path}: cannot be decoded: {' '.join(str(error).split())[:200]}") from error
 
 
 def _open(target: Target, path: str, file: File) -> tuple[pq.ParquetFile, _Window]:

@@ -12,7 +12,6 @@ from datetime import date
 from typing import Any
 
 from skywave.errors import SkywaveError
-from skywave.server.store import as_column
 
 from .archive import Archive
 from .manifest import Manifest
@@ -115,10 +114,8 @@ def _drop(work: Workspace, shard: Shard, manifest: Manifest, expected: tuple[int
         for first, last in ranges.pairs()
     ]
     names = ("client_id", "stream", "first_seq", "last_seq", "day")
-    if rows:
-        columns = {name: as_column(name, values) for name, values in zip(names, zip(*rows, strict=True), strict=True)}
-        store.insert(f"{store.database}.expired", columns)
-        store.sync()
+    store.insert_rows("expired", names, rows)
+    store.sync()
     work.assert_owned()
     if shard.count_digest(TELEMETRY, day) != expected:
         return False

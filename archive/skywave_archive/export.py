@@ -79,7 +79,7 @@ class Exporter:
         settings: Export,
         progress: Progress = lambda _: None,
     ) -> None:
-        self.archive, self.work, self.shards, self.settings, self.progress = archive, work, shards, settings, progress
+        self.archive, self.work, self.shards, self.settings = archive, work, shards, settings
         self.reader = Reader(work, settings, progress)
 
     def export(

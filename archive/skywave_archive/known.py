@@ -20,8 +20,6 @@ class Known:
     def __init__(self, target: Target, table: Table, manifest: Manifest | None = None) -> None:
         self._table = table
         self.files = manifest.files if manifest else []
-        self.rows = manifest.rows if manifest else 0
-        self.digest = manifest.digest if manifest else 0
         self._streams = manifest.streams if manifest else {}
         self._unnamed = np.empty(0, np.uint64)
         if manifest and manifest.unnamed_rows:

@@ -7,7 +7,7 @@ from typing import Any
 
 from skywave.errors import SkywaveError
 
-from .archive import Archive, utc_today
+from .archive import Archive, utc_today, within
 from .night import is_pruned
 from .source import Shard
 from .tables import BY_DAY, TELEMETRY
@@ -26,7 +26,7 @@ def listing(
         markers = {shard.name: shard.markers(table) for shard in shards} if shards is not None else None
         generations = archive.generations(name)
         for day, manifest in archive.manifests(name):
-            if not _within(day, first, last):
+            if not within(day, first, last):
                 continue
             entry: dict[str, Any] = {"table": name, "day": day.isoformat(), "generations": len(generations[day])}
             if isinstance(manifest, SkywaveError):
@@ -47,7 +47,7 @@ def listing(
         rows += [
             {"table": name, "day": day.isoformat(), "status": "broken", "problem": "no manifest"}
             for day in archive.orphans(name)
-            if _within(day, first, last)
+            if within(day, first, last)
         ]
         if markers is not None and name == TELEMETRY.name:
             held = {day for found in markers.values() for day in found}
@@ -57,10 +57,6 @@ def listing(
                 if day < utc_today() and (day >= kept_from or not is_pruned(state["markers"], table, day, now)):
                     gaps.append(day)
     return rows, gaps
-
-
-def _within(day: date, first: date | None, last: date | None) -> bool:
-    return (first is None or day >= first) and (last is None or day <= last)
 
 
 def print_listing(rows: list[dict[str, Any]], gaps: list[date]) -> None:

@@ -36,7 +36,7 @@ class NewerManifest(SkywaveError):
 @dataclass(frozen=True)
 class File:
     """One data file; ``digest`` of its rows, ``first_client`` and ``last_client`` bound its client_ids, the times are the
-    smallest and largest created_at (µs UTC) and None in an empty file."""
+    smallest and largest created_at (µs UTC)."""
 
     name: str
     shard: str

@@ -25,7 +25,7 @@ from skywave import config
 from skywave.errors import EXIT_DATA, EXIT_TRY_LATER, SkywaveError
 from skywave.server.store import Store, as_column, open_store, text
 
-from .archive import Archive, day_folder
+from .archive import Archive, day_folder, within
 from .datafile import DamagedFile, read_rows
 from .manifest import BrokenManifest, File, Manifest
 from .tables import Hashes, Table, add, digest
@@ -330,8 +330,8 @@ class _Shard:
         if merge and before[0]:
             rows, total = self._unite(before)
         if complete:
-            row = {"name": self._journal, "value": f"{rows} {total} {self.tag}", "at": time.time_ns() // 1000}
-            self.store.insert(f"{self.store.database}.meta", {name: as_column(name, [row[name]]) for name in row})
+            row = (self._journal, f"{rows} {total} {self.tag}", time.time_ns() // 1000)
+            self.store.insert_rows("meta", ("name", "value", "at"), [row])
         if (before[0] and not merge) or self._marker() != marker:
             raise NotEmpty(
                 f"{self.target} got new rows of {self.day} during the restore", "Stop the servers, and run it again."
@@ -369,8 +369,8 @@ def chosen_days(
 ) -> Iterator[tuple[date, Manifest | SkywaveError]]:
     """The days to restore, oldest first, each with its newest manifest or why it cannot be read; broken ones come last."""
     for day, manifest in archive.manifests(table.name):
-        if (first is None or day >= first) and (last is None or day <= last):
+        if within(day, first, last):
             yield day, manifest
     for day in archive.orphans(table.name):
-        if (first is None or day >= first) and (last is None or day <= last):
+        if within(day, first, last):
             yield day, BrokenManifest(f"{day_folder(table.name, day)} has files but no manifest", "Verify the archive.")

@@ -13,7 +13,7 @@ from typing import Any
 
 from skywave.errors import SkywaveError
 
-from .archive import Archive, day_folder
+from .archive import Archive, day_folder, within
 from .datafile import DamagedFile, check_bytes, read_rows
 from .manifest import File, Manifest
 from .ranges import Collector, Ranges, StreamName, united
@@ -128,4 +128,4 @@ def verify(
 
 
 def _chosen(day: date, first: date | None, last: date | None, subset: tuple[int, int] | None) -> bool:
-    return (first is None or day >= first) and (last is None or day <= last) and in_subset(day, subset)
+    return within(day, first, last) and in_subset(day, subset)

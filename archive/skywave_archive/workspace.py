@@ -91,12 +91,9 @@ class Workspace:
         """A new folder in the workspace, as its name there."""
         self._staged += 1
         name = f"change-{self._staged}"
-        self._make(name)
-        return name
-
-    def _make(self, name: str) -> None:
         self.target.make_folder(self.staged(name))
         self.assert_owned()
+        return name
 
     def assert_owned(self) -> None:
         """Raises ``LockLost`` if the workspace was moved away."""

@@ -130,7 +130,7 @@ class Store(ABC):
             )
         if not found:
             row = ("schema", str(schema.VERSION), int(time.time()))
-            self._insert_rows("meta", ("name", "value", "at"), [row])
+            self.insert_rows("meta", ("name", "value", "at"), [row])
 
     def insert_readings(self, block: Block) -> None:
         """Commits a block as one part. Durable as far as the store makes it; see ``sync``."""
@@ -149,13 +149,13 @@ class Store(ABC):
         for row in rows:
             by_day.setdefault(row.day, []).append(tuple(getattr(row, name) for name in names))
         for part in by_day.values():
-            self._insert_rows("rejected", names, part)
+            self.insert_rows("rejected", names, part)
         self.sync()
 
     def record_streams(self, rows: Iterable[tuple[int, Produced, int]], reported_at: int) -> None:
         """Keeps what clients say they produced: client, account, and the time of its oldest unacknowledged reading."""
         names = ("client_id", "stream", "last_seq", "first_pending", "oldest_at", "reported_at")
-        self._insert_rows(
+        self.insert_rows(
             "streams", names, [(client, *account, oldest, reported_at) for client, account, oldest in rows]
         )
         self.sync()
@@ -163,7 +163,7 @@ class Store(ABC):
     def record_dropped(self, rows: Iterable[tuple[int, Dropped]], reported_at: int) -> None:
         """Keeps what clients declare lost."""
         names = ("client_id", "stream", "first_seq", "last_seq", "reason", "reported_at")
-        self._insert_rows("dropped", names, [(client_id, *dropped, reported_at) for client_id, dropped in rows])
+        self.insert_rows("dropped", names, [(client_id, *dropped, reported_at) for client_id, dropped in rows])
         self.sync()
 
     def sync(self) -> None:
@@ -171,7 +171,8 @@ class Store(ABC):
         if self.settings.sync == "filesystem":
             sync_filesystem(self.settings.data_path)
 
-    def _insert_rows(self, table: str, names: Sequence[str], rows: Sequence[tuple[Any, ...]]) -> None:
+    def insert_rows(self, table: str, names: Sequence[str], rows: Sequence[tuple[Any, ...]]) -> None:
+        """One INSERT of a few rows of Python values; ``table`` without its database."""
         if rows:
             columns = {
                 name: as_column(name, values) for name, values in zip(names, zip(*rows, strict=True), strict=True)

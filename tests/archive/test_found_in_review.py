@@ -19,6 +19,8 @@ from skywave_archive.target import TargetFull, TargetUnavailable
 from skywave_archive.workspace import Workspace
 from vault import Vault, days_ago
 
+from skywave.server.store import Store
+
 DAY, OLD = days_ago(1), days_ago(2)
 
 
@@ -94,16 +96,14 @@ def test_expire_keeps_a_day_that_gets_rows_at_the_last_moment(vault, monkeypatch
         return original(self, table, day, clients)
 
     monkeypatch.setattr(expire.Shard, "count_digest", counting)
-    if late == "after":
-        insert = expire.as_column
-        monkeypatch.setattr(
-            expire,
-            "as_column",
-            lambda name, values: (
-                vault.add(OLD, first=9001, count=50) if name == "day" else None,
-                insert(name, values),
-            )[1],
-        )
+    if late == "after":  # the ranges are written, the last look comes next
+        insert_rows = Store.insert_rows
+
+        def inserting(self, table, names, rows):
+            insert_rows(self, table, names, rows)
+            vault.add(OLD, first=9001, count=50)
+
+        monkeypatch.setattr(Store, "insert_rows", inserting)
     result = vault.run("expire", "--older-than", "1d", code=1)
     assert [item["outcome"] for item in result["days"]] == ["kept"]
     with closing(vault.open()) as store:

@@ -147,7 +147,7 @@ def test_an_older_report_does_not_shrink_an_account(store):
 
 def test_a_newer_schema_is_refused(store):
     names = ("name", "value", "at")
-    store._insert_rows("meta", names, [("schema", "99", 2**40)])
+    store.insert_rows("meta", names, [("schema", "99", 2**40)])
     with pytest.raises(StoreError, match="schema 99"):
         store.migrate()
 
