@@ -77,9 +77,8 @@ def read_store(store: Store, table: AccountTable) -> list[Row]:
 
 def read_archive(archive: Archive, table: AccountTable) -> list[Row]:
     """A table's rows as the archive has them; raises ``DamagedFile``. The file's name carries its hash."""
-    names = [entry.name for entry in archive.target.entries(FOLDER) if entry.name.startswith(f"{table.name}.")]
     parts = []
-    for name in names:
+    for name in _present(archive, table):
         content = archive.target.read_bytes(f"{FOLDER}/{name}")
         if _name(table, content) != name:
             raise DamagedFile(f"{FOLDER}/{name}: its bytes are not those it was written with")
@@ -98,7 +97,7 @@ def export_accounts(archive: Archive, work: Workspace, shards: list[Shard]) -> i
             continue
         content = _encode(table, rows)
         name = _name(table, content)
-        present = [entry.name for entry in archive.target.entries(FOLDER) if entry.name.startswith(f"{table.name}.")]
+        present = _present(archive, table)
         if present == [name]:
             continue
         change = work.stage()
@@ -137,6 +136,11 @@ def verify_accounts(archive: Archive) -> list[str]:
         except (DamagedFile, pa.ArrowException) as error:
             problems.append(str(error))
     return problems
+
+
+def _present(archive: Archive, table: AccountTable) -> list[str]:
+    """The names of a table's files: one, or two after a crash."""
+    return [entry.name for entry in archive.target.entries(FOLDER) if entry.name.startswith(f"{table.name}.")]
 
 
 def _encode(table: AccountTable, rows: list[Row]) -> bytes:

@@ -18,7 +18,6 @@ from .archive import Archive
 from .manifest import Manifest
 from .restore import NothingThere, Restorer, Selection
 from .tables import TELEMETRY
-from .workspace import settle
 
 
 @dataclass
@@ -39,12 +38,10 @@ class Drill:
 def drill(
     archive: Archive,
     settings: config.Store,
-    lock_ttl: float,
     day: date | None,
     progress: Callable[[int], None] = lambda _: None,
 ) -> Drill:
     """Restores a day (a random one by default) next to the store's own database and drops it again."""
-    settle(archive.target, lock_ttl)
     days = {
         found: manifest
         for found, manifest in archive.manifests(TELEMETRY.name)

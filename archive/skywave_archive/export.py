@@ -20,7 +20,7 @@ from skywave.errors import EXIT_DATA, SkywaveError
 from .archive import SUPERSEDED, Archive, day_folder, manifest_path, utc_now, utc_today
 from .known import Known
 from .manifest import BrokenManifest, Manifest, ShardState
-from .ranges import Ranges, StreamName, united
+from .ranges import Ranges, StreamName, cover, united
 from .reading import Progress, Reader, Staged
 from .settings import Export
 from .source import Clients, Shard, columns_of
@@ -124,8 +124,8 @@ class Exporter:
         self.work.target.make_folder(self.work.staged(f"{change}/read"))
         self.work.target.make_folder(self.work.staged(f"{change}/files"))
         self.work.assert_owned()
-        known = Known(self.archive.target, table, None if whole else old)
-
+        base = None if whole else old  # what the new generation builds on
+        known = Known(self.archive.target, table, base)
         parts = self._parts(table, day)
 
         def stage(part: _Part) -> Staged:
@@ -144,25 +144,28 @@ class Exporter:
         steady = all(part.steady for part in staged.values())
         result = DayResult(table.name, day, "exported" if steady or not closed else "unsealed")
         self._refuse_doubles(job.day, staged)
-        if whole and (old or must_have) and not self._contains(old or must_have, staged):
+        must_have = old or must_have
+        if whole and must_have and not self._contains(must_have, staged):
             return None
         if whole and old is None and not any(part.rows for part in staged.values()) and job.generation > 1:
             return None
-        if old and not whole:
+        if base:
             rows = sum(part.known_rows for part in staged.values())
-            if rows < old.rows:
-                result.note = f"the store lacks {old.rows - rows} of {old.rows} archived rows; they stay in the archive"
-            elif add(*(part.known_digest for part in staged.values())) != old.digest:
+            if rows < base.rows:
+                result.note = (
+                    f"the store lacks {base.rows - rows} of {base.rows} archived rows; they stay in the archive"
+                )
+            elif add(*(part.known_digest for part in staged.values())) != base.digest:
                 return None
-        kept = old.files if old and not whole else []
+        kept = base.files if base else []
         files = [file for part in staged.values() for file in part.files]
         result.rows = sum(file.rows for file in (*kept, *files))
         result.new_rows = result.rows - (old.rows if old else 0)
         result.bytes = sum(file.bytes for file in (*kept, *files))
         sealed = closed and steady
-        if old and not whole and not files and (old.sealed or not sealed):
+        if base and not files and (base.sealed or not sealed):
             result.outcome = "unchanged" if steady or not closed else "unsealed"
-            result.generation = old.generation
+            result.generation = base.generation
             return result
         manifest = Manifest(
             table.name, day, job.generation, sealed, utc_now(), __version__,
@@ -173,8 +176,7 @@ class Exporter:
                 )
                 for shard in self.shards
             },
-            [*kept, *files], self._streams(old if not whole else None, staged),
-            self._unnamed(old if not whole else None, staged),
+            [*kept, *files], self._streams(base, staged), self._unnamed(base, staged),
             [file.name for file in old.files] if old and whole else [],
         )  # fmt: skip
         self._publish(manifest, change, old, staged)
@@ -214,17 +216,12 @@ class Exporter:
                     )
                 seen[name] = both
 
-    def _contains(self, old: Manifest | None, staged: dict[str, Staged]) -> bool:
+    def _contains(self, old: Manifest, staged: dict[str, Staged]) -> bool:
         """True if what was read holds every row of the old generation: its numbers, and as many unnamed rows."""
-        assert old is not None
-        streams = self._streams(None, staged)
-        for name, ranges in old.streams.items():
-            have = streams.get(name)
-            both = have.union(ranges) if have else ranges
-            if have is None or both.numbers != have.numbers:
-                return False
         unnamed = self._unnamed(None, staged)
-        return all(unnamed.get(client, 0) >= rows for client, rows in old.unnamed_rows.items())
+        return cover(self._streams(None, staged), old.streams) and all(
+            unnamed.get(client, 0) >= rows for client, rows in old.unnamed_rows.items()
+        )
 
     @staticmethod
     def _streams(old: Manifest | None, staged: dict[str, Staged]) -> dict[StreamName, Ranges]:

@@ -16,6 +16,7 @@ from skywave.errors import EXIT_DATA, SkywaveError
 
 from .archive import KEPT_FROM, SUPERSEDED, TRASH, Archive, day_folder, manifest_path
 from .manifest import Manifest, manifest_name
+from .ranges import cover
 from .tables import BY_DAY
 from .workspace import HERE, Step, Workspace
 
@@ -88,10 +89,8 @@ def _why_not(
             old = archive.manifest(table, day, number)
         except SkywaveError as error:
             return f"{error}: it cannot be told whether the newest generation has all of it; {name_it}"
-        for name, ranges in old.streams.items():
-            have = newest.streams.get(name)
-            if have is None or have.union(ranges).numbers != have.numbers:
-                return f"generation {number} has readings that the newest has not; {name_it}"
+        if not cover(newest.streams, old.streams):
+            return f"generation {number} has readings that the newest has not; {name_it}"
     return ""
 
 

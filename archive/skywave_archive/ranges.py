@@ -119,7 +119,6 @@ class Collector:
 
     def _complete(self) -> None:
         for name, chunks in self._open.items():
-            ranges = Ranges.of([])
             parts: list[Ranges] = []
             for number in sorted(chunks):
                 flags = np.unpackbits(chunks[number]).astype(np.int8)
@@ -132,11 +131,19 @@ class Collector:
                     first, last = first[1:], last[1:]
                 if len(first):
                     parts.append(Ranges(first, last))
-            if parts:
-                ranges = Ranges(np.concatenate([p.first for p in parts]), np.concatenate([p.last for p in parts]))
+            ranges = Ranges(np.concatenate([p.first for p in parts]), np.concatenate([p.last for p in parts]))
             # A client's rows may come in several stretches when its day was cut into files.
             self._done[name] = self._done[name].union(ranges) if name in self._done else ranges
         self._open.clear()
+
+
+def cover(streams: Mapping[StreamName, Ranges], wanted: Mapping[StreamName, Ranges]) -> bool:
+    """True if ``streams`` have every number of ``wanted``."""
+    for name, ranges in wanted.items():
+        have = streams.get(name)
+        if have is None or have.union(ranges).numbers != have.numbers:
+            return False
+    return True
 
 
 def united(one: Mapping[StreamName, Ranges], other: Mapping[StreamName, Ranges]) -> dict[StreamName, Ranges]:

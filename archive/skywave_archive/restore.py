@@ -147,35 +147,32 @@ class Restorer:
         """Restores one day. Damaged files are left out and named, and the rest goes on."""
         result = DayRestored(table.name, manifest.day, "restored")
         files = [file for file in manifest.files if self.selection.concerns(file)]
-        shards = [_Shard(store, table, manifest, self._tag(manifest, n)) for n, store in enumerate(self.stores)]
+        shards = [_Shard(store, table, manifest, self._tag(manifest, n), n) for n, store in enumerate(self.stores)]
         if not files:
             result.outcome = "empty"
             return result
-        todo = [
-            not shard.done(manifest if len(shards) == 1 and self.selection.everything else None) for shard in shards
-        ]
+        expected = manifest if len(shards) == 1 and self.selection.everything else None
+        todo = [shard for shard in shards if not shard.done(expected)]
         for shard in shards:
             shard.clean()
-        if not any(todo):
+        if not todo:
             result.outcome = "there already"
             return result
-        for shard, wanted in zip(shards, todo, strict=True):
-            if wanted and not self.merge and shard.count_digest()[0]:
+        for shard in todo:
+            if not self.merge and shard.count_digest()[0]:
                 raise NotEmpty(
                     f"{shard.target} has rows of {manifest.day} already, and other ones than would be restored",
                     "Restore into another database, or add only what is missing with --merge.",
                 )
         for file in files:
             try:
-                self._stage(table, manifest, file, shards, todo)
+                self._stage(table, manifest, file, todo)
             except DamagedFile as error:
                 result.errors.append(error)
-                for shard, wanted in zip(shards, todo, strict=True):
-                    if wanted:
-                        shard.drop_file()
-        for shard, wanted in zip(shards, todo, strict=True):
-            if wanted:
-                result.rows += shard.publish(self.merge, complete=not result.errors)
+                for shard in todo:
+                    shard.drop_file()
+        for shard in todo:
+            result.rows += shard.publish(self.merge, complete=not result.errors)
         result.outcome = "failed" if result.errors else "merged" if self.merge else "restored"
         return result
 
@@ -184,11 +181,10 @@ class Restorer:
         chosen = "" if self.selection.everything else repr(self.selection)
         return f"{manifest.generation}/{manifest.digest}/{number + 1} of {len(self.stores)}/{chosen}"
 
-    def _stage(self, table: Table, manifest: Manifest, file: File, shards: list[_Shard], todo: list[bool]) -> None:
+    def _stage(self, table: Table, manifest: Manifest, file: File, shards: list[_Shard]) -> None:
         path = f"{day_folder(table.name, manifest.day)}/{file.name}"
-        for shard, wanted in zip(shards, todo, strict=True):
-            if wanted:
-                shard.begin_file()
+        for shard in shards:
+            shard.begin_file()
         with ThreadPoolExecutor(1, "insert") as pool:
             waiting: Future[None] | None = None
             try:
@@ -196,32 +192,31 @@ class Restorer:
                     self.progress(batch.num_rows)
                     if waiting:
                         waiting.result()
-                    waiting = pool.submit(self._insert, batch, hashes, shards, todo)
+                    waiting = pool.submit(self._insert, batch, hashes, shards)
                 if waiting:
                     waiting.result()
             finally:
                 if waiting:
                     waiting.exception()
-        for shard, wanted in zip(shards, todo, strict=True):
-            if wanted:
-                shard.end_file()
+        for shard in shards:
+            shard.end_file()
 
-    def _insert(self, batch: pa.RecordBatch, hashes: Hashes, shards: list[_Shard], todo: list[bool]) -> None:
+    def _insert(self, batch: pa.RecordBatch, hashes: Hashes, shards: list[_Shard]) -> None:
         chosen = self.selection.mask(batch)
-        owner = batch.column("client_id").to_numpy() % len(shards)
-        for number, (shard, wanted) in enumerate(zip(shards, todo, strict=True)):
-            mine = chosen & (owner == number)
-            if wanted and mine.all():
+        owner = batch.column("client_id").to_numpy() % len(self.stores)
+        for shard in shards:
+            mine = chosen & (owner == shard.number)
+            if mine.all():
                 shard.insert(batch, hashes)
-            elif wanted and mine.any():
+            elif mine.any():
                 shard.insert(batch.filter(pa.array(mine)), hashes[mine])
 
 
 class _Shard:
-    """One day on its way into one shard of the target."""
+    """One day on its way into one shard of the target; ``number`` is its place among them."""
 
-    def __init__(self, store: Store, table: Table, manifest: Manifest, tag: str) -> None:
-        self.store, self.table, self.day, self.tag = store, table, manifest.day, tag
+    def __init__(self, store: Store, table: Table, manifest: Manifest, tag: str, number: int) -> None:
+        self.store, self.table, self.day, self.tag, self.number = store, table, manifest.day, tag, number
         self.target = f"{store.database}.{table.name}"
         self.staging = f"{self.target}_restoring_{manifest.day:%Y%m%d}"
         self.file_staging = f"{self.staging}_file"

@@ -14,7 +14,7 @@ from .archive import Archive, utc_today
 from .options import config_option, dry_run_option, json_option, parse_age, parse_day
 from .report import Report, bar, with_archive
 from .tables import BY_DAY, add
-from .workspace import Workspace
+from .workspace import Workspace, settle
 
 if TYPE_CHECKING:
     from .manifest import Manifest
@@ -29,9 +29,10 @@ def drill(archive: Archive, report: Report, day: date | None) -> None:
     """Restore a random archived day into a throw-away database, compare it, and drop it again."""
     from .drill import drill as run
 
+    settle(archive.target, report.settings.export.lock_ttl)
     store = next(iter(report.settings.stores().values()))
     with bar(report, "drill", None, "rows") as progress:
-        result = run(archive, store, report.settings.export.lock_ttl, day, progress)
+        result = run(archive, store, day, progress)
     report.rows = result.rows
     report.document = result.as_json()
     report.exit_code = 0 if result.passed else EXIT_DATA
