@@ -32,6 +32,7 @@ PACKET_TOO_LARGE = 0x95
 RECONNECT_MAX_S = 5.0
 STEADY_S = 5.0
 """A connection that held as long was good: the next attempt comes at once. Shorter ones back off like failures."""
+LAST_WORDS_S = 1.0
 RECEIVE_MAXIMUM = 1000
 """Without it Mosquitto keeps only 20 messages in flight to a subscriber."""
 
@@ -87,6 +88,7 @@ class Link:
         self._on_up, self._on_down, self._on_message = on_up, on_down, on_message
         self._will = will
         self._client: paho.Client | None = None
+        self._last_said: paho.MQTTMessageInfo | None = None
         self._stopping = threading.Event()
         self.connected = False
         self.connected_at = 0.0
@@ -98,9 +100,16 @@ class Link:
         self._thread.start()
 
     def stop(self) -> None:
-        """Disconnects cleanly (the last will stays unsaid) and waits for the thread."""
+        """Disconnects cleanly (the last will stays unsaid) and waits for the thread.
+
+        What was published just before is heard first: a socket that is closed with unread bytes is reset, and takes what
+        the broker has not read yet with it.
+        """
         self._stopping.set()
         if client := self._client:
+            if self.connected and self._last_said:
+                with contextlib.suppress(RuntimeError, ValueError):  # it never left this host
+                    self._last_said.wait_for_publish(LAST_WORDS_S)
             client.disconnect()
         if self._thread.is_alive():
             self._thread.join(5)
@@ -126,7 +135,8 @@ class Link:
             if content_type:
                 object.__setattr__(props, "ContentType", content_type)
             object.__setattr__(props, "UserProperty", list(properties))
-        return client.publish(topic, payload, qos, retain, props).rc == paho.MQTT_ERR_SUCCESS
+        self._last_said = said = client.publish(topic, payload, qos, retain, props)
+        return said.rc == paho.MQTT_ERR_SUCCESS
 
     def subscribe(self, topics: Iterable[str]) -> None:
         """Subscribes more topics on the present connection."""
