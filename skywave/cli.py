@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-import signal
+import os
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,7 +12,7 @@ import click
 
 from . import __version__, config
 from .errors import ConfigError, SkywaveError
-from .service import setup_logging
+from .service import Worker, run_until_signal, setup_logging
 
 if TYPE_CHECKING:
     from .server.store import Store
@@ -97,9 +97,16 @@ def emulator(
     from .emulator.sensor import SensorEmulator
 
     sensor = SensorEmulator(kind, port, host, rate, shape, seed, ledger, limit)
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda *_: sensor.stop())
-    sensor.run()
+    worker = Worker("sensor", sensor.run)
+    worker.start()
+    try:
+        run_until_signal(
+            lambda: f"dead: {worker.died_of}" if worker.died_of else sensor.health(),
+            lambda: f"{sensor.connected} connections, {sensor.sent} readings sent",
+        )
+    finally:
+        sensor.stop()
+        worker.join(10)
 
 
 @main.command()
@@ -198,6 +205,85 @@ def audit(path: str, client_id: int | None, as_json: bool) -> None:
     else:
         Console().print(view.audit_table(document))
     sys.exit(0 if document["clean"] else 1)
+
+
+CONFIGURATIONS = Path("/etc/skywave")
+CREDENTIALS = CONFIGURATIONS / "credentials"
+
+
+def _installed(path: str | None) -> list[Path]:
+    """The given configuration file, or those of this host."""
+    found = [Path(path)] if path else [p for k in config.KINDS if (p := CONFIGURATIONS / f"{k}.toml").exists()]
+    if not found:
+        raise ConfigError(f"no configuration in {CONFIGURATIONS}", "Give one with --config.")
+    os.environ.setdefault("CREDENTIALS_DIRECTORY", str(CREDENTIALS))
+    return found
+
+
+some_config_option = click.option("--config", "path", type=click.Path(dir_okay=False),
+                                  help="TOML file; those in /etc/skywave if not given.")  # fmt: skip
+
+
+@main.command()
+@some_config_option
+@click.option(
+    "--wait", default=0.0, help="Look again until all is well, for as many seconds.", type=click.FloatRange(0)
+)
+@json_option
+def doctor(path: str | None, wait: float, as_json: bool) -> None:
+    """Examine this host's client or server: configuration, clock, certificates, broker, outbox, disk, sensors, store.
+
+    Says what is wrong and what to do. Exit code 0 if all is well, 1 if not. Run it as root on an installed host, where
+    only root may read the certificates.
+    """
+    from rich.console import Console
+
+    from . import view
+    from .care.doctor import wait_until_well
+
+    findings = [finding for file in _installed(path) for finding in wait_until_well(file, wait)]
+    if as_json:
+        click.echo(json.dumps([finding._asdict() for finding in findings]))
+    else:
+        Console().print(view.findings_table(findings))
+    sys.exit(0 if all(finding.ok for finding in findings) else 1)
+
+
+@main.command()
+@some_config_option
+@click.option("--output", default="skywave-bundle.tar.gz", show_default=True, type=click.Path(path_type=Path))
+def bundle(path: str | None, output: Path) -> None:
+    """Write a debug bundle: versions, configuration, findings, figures, journal. No secret is in it."""
+    from .care.bundle import write_bundle
+
+    extra = [p for p in (CONFIGURATIONS / "archive.toml",) if p.exists() and not path]
+    names = write_bundle(output, [*_installed(path), *extra])
+    click.echo(f"{output}: {len(names)} files")
+
+
+@main.group()
+def certificates() -> None:
+    """This host's certificates: new ones are tried before they are used."""
+
+
+@certificates.command("take")
+@click.option("--folder", default=CREDENTIALS, show_default=True, type=click.Path(path_type=Path, file_okay=False))
+@click.option("--days", default=14, show_default=True, help="Fail if one expires within as many days.")
+def certificates_take(folder: Path, days: int) -> None:
+    """Put the files of FOLDER/next in place if the broker accepts them, restart what uses them, and go back if a service
+    does not come back. Then look when the certificates in use expire.
+    """
+    from .care.certificates import CertificateError, expiries, take
+
+    services = {f"skywave-{p.stem}.service": config.load_any(p) for p in _installed(None)}
+    for name in take(folder, services):
+        click.echo(f"{name}: taken")
+    for expiry in expiries(sorted({*folder.glob("*.crt"), *folder.glob("*.pem")})):
+        click.echo(f"{expiry.file}: {expiry.subject} until {expiry.not_after:%Y-%m-%d}")
+        if expiry.days < days:
+            raise CertificateError(
+                f"{expiry.file} expires in {expiry.days:.1f} days", "Run the playbook rotate-certs.yml."
+            )
 
 
 @main.command()

@@ -2,8 +2,8 @@
 
 A key that is unknown is an error that names the nearest known one; so is a value of the wrong type or out of range.
 Every setting carries its own documentation (``doc``), from which ``config show`` and docs/configuration.md are made.
-Secrets never stand in a configuration: a setting that ends in ``_file`` names a file that holds one. A relative path
-there is looked up in ``$CREDENTIALS_DIRECTORY`` (systemd's ``LoadCredential=``) when that is set.
+Secrets never stand in a configuration: a setting that ends in ``_file`` names a file that holds one, or a certificate. A
+relative path there is looked up in ``$CREDENTIALS_DIRECTORY`` (systemd's ``LoadCredential=``) when that is set.
 """
 
 from __future__ import annotations
@@ -319,13 +319,18 @@ def _toml(value: Any) -> str:
     return json.dumps(value)
 
 
+def credential(path: str) -> str:
+    """Where the file of a setting that ends in ``_file`` is; "" for an empty path."""
+    return str(Path(os.environ.get("CREDENTIALS_DIRECTORY", ""), path)) if path else ""
+
+
 def secret(path: str) -> str:
-    """The content of a secret's file without its final line break; "" for an empty path."""
-    if not path:
+    """The content of a secret's file without its final line break; "" for an empty path. Raises ``ConfigError``."""
+    full = credential(path)
+    if not full:
         return ""
-    full = Path(os.environ.get("CREDENTIALS_DIRECTORY", ""), path)
     try:
-        return full.read_text(encoding="utf-8").rstrip("\r\n")
+        return Path(full).read_text(encoding="utf-8").rstrip("\r\n")
     except OSError as error:
         raise ConfigError(
             f"{full}: {error.strerror}", "The file must exist and be readable by the service's user."

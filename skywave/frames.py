@@ -17,12 +17,17 @@ class FrameParser:
     the latest of them. ``broken`` says why the framing is lost ("" while it is not); then nothing more is read.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, rest: bytes = b"") -> None:
         self.malformed = 0
         self.sample = b""
         self.broken = ""
-        self._rest = b""
+        self._rest = rest
         self._lengths: dict[bytes, int] = {}
+
+    @property
+    def rest(self) -> bytes:
+        """The begun frame, to go on with in another parser."""
+        return self._rest
 
     def feed(self, data: bytes) -> list[float]:
         """The numbers of all frames that ``data`` completes, in order."""

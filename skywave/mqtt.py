@@ -25,6 +25,7 @@ from paho.mqtt.properties import Properties
 from paho.mqtt.subscribeoptions import SubscribeOptions
 
 from . import config
+from .errors import ConfigError
 
 log = logging.getLogger(__name__)
 
@@ -70,6 +71,7 @@ class Link:
     ``on_up`` runs after each successful connect and subscribe, ``on_down`` after each connection that was up,
     ``on_message`` for each message: all in the link's thread, so they must hand over and return.
     While ``on_message`` waits, the socket is not read: that is the way to press back on the broker.
+    Raises ``ConfigError`` when the credentials cannot be read; they are read again for each connection.
     """
 
     def __init__(
@@ -83,6 +85,10 @@ class Link:
         will: Will | None = None,
     ) -> None:
         self._settings = settings
+        self._tls_files = (settings.ca_file, settings.cert_file, settings.key_file)
+        if settings.ca_file:
+            tls_context(*self._tls_files)
+        config.secret(settings.password_file)
         self._client_id = client_id
         self._subscriptions = list(subscriptions)
         self._on_up, self._on_down, self._on_message = on_up, on_down, on_message
@@ -160,7 +166,7 @@ class Link:
                     clean_start=True, properties=self._connect_properties(),
                 )  # fmt: skip
                 client.loop_forever(retry_first_connection=False)
-            except (OSError, ssl.SSLError, ValueError) as error:
+            except (OSError, ValueError, ConfigError) as error:
                 self._note(f"{self._settings.host}:{self._settings.port}: {error}")
                 if self.connected:
                     self._went_down(Disconnected(0, str(error)))
@@ -187,9 +193,7 @@ class Link:
         if self._settings.username:
             client.username_pw_set(self._settings.username, config.secret(self._settings.password_file) or None)
         if self._settings.ca_file:
-            client.tls_set_context(
-                tls_context(self._settings.ca_file, self._settings.cert_file, self._settings.key_file)
-            )
+            client.tls_set_context(tls_context(*self._tls_files))
         if self._will:
             client.will_set(self._will.topic, self._will.payload, 1, retain=True)
         client.on_connect = self._connected
@@ -296,12 +300,19 @@ with contextlib.suppress(ImportError, AttributeError):  # a paho that is built o
 
 
 def tls_context(ca_file: str, cert_file: str, key_file: str) -> ssl.SSLContext:
-    """A client's TLS 1.2+ context that verifies the peer against ``ca_file`` alone."""
+    """A client's TLS 1.2+ context that verifies the peer against ``ca_file`` alone; raises ``ConfigError``."""
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     context.minimum_version = ssl.TLSVersion.TLSv1_2
-    context.load_verify_locations(ca_file)
-    if cert_file:
-        context.load_cert_chain(cert_file, key_file or None)
+    files = [config.credential(file) for file in (ca_file, cert_file, key_file)]
+    try:
+        context.load_verify_locations(files[0])
+        if cert_file:
+            context.load_cert_chain(files[1], files[2] or None)
+    except OSError as error:  # ssl.SSLError is one
+        raise ConfigError(
+            f"mqtt: certificates {', '.join(filter(None, files))}: {error}",
+            "ca_file, cert_file and key_file must be PEM files that belong together and can be read by the service.",
+        ) from error
     return context
 
 

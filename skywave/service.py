@@ -53,8 +53,8 @@ class _JournalFormatter(logging.Formatter):
         return f"<{priority}>{super().format(record)}"
 
 
-def notify(state: str) -> None:
-    """Tells systemd (sd_notify(3)); does nothing elsewhere."""
+def notify(state: str, *descriptors: int) -> None:
+    """Tells systemd (sd_notify(3)), with open descriptors to keep; does nothing elsewhere."""
     address = os.environ.get("NOTIFY_SOCKET")
     if not address:
         return
@@ -62,7 +62,8 @@ def notify(state: str) -> None:
         address = "\0" + address[1:]
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sock:
         try:
-            sock.sendto(state.encode(), address)
+            sock.connect(address)
+            socket.send_fds(sock, [state.encode()], list(descriptors))
         except OSError as error:
             log.warning("systemd does not listen: %s", error)
 

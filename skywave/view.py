@@ -6,7 +6,8 @@ import json
 import time
 import urllib.error
 import urllib.request
-from typing import Any
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
 
 from rich import box
 from rich.console import Console, Group, RenderableType
@@ -16,6 +17,9 @@ from rich.table import Table
 from rich.text import Text
 
 from .errors import SkywaveError
+
+if TYPE_CHECKING:
+    from .care.doctor import Finding
 
 
 class NotRunning(SkywaveError):
@@ -126,6 +130,15 @@ def audit_table(account: dict[str, Any]) -> RenderableType:
     verdict = "nothing missing, nothing doubled" if account["clean"] else "readings are missing or doubled"
     lines.append(Text(verdict, "bold green" if account["clean"] else "bold red"))
     return Group(*lines)
+
+
+def findings_table(findings: Sequence[Finding]) -> RenderableType:
+    """What a doctor found, the advice under what is wrong."""
+    table = Table("check", "", "found", box=box.SIMPLE_HEAD, pad_edge=False)
+    for check, ok, found, advice in findings:
+        text = Text(found) if ok else Text.assemble((found, "red"), f"\n{advice}" if advice else "")
+        table.add_row(check, _state(ok, "ok", "WRONG"), text)
+    return table
 
 
 def rejected_table(rows: list[dict[str, Any]]) -> RenderableType:

@@ -8,6 +8,7 @@ import time
 from dataclasses import asdict
 
 from .. import __version__, config
+from ..handover import take_over
 from ..service import Figure, Rate, Snapshot, Worker, rss_bytes, run_until_signal, serve_figures
 from .outbox import open_outbox
 from .sensors import Intake
@@ -67,7 +68,13 @@ class Agent:
         first_id = self._intake_outbox.start_stream(stream)
         self.uplink = Uplink(settings, self._uplink_outbox, stream, first_id)
         self.intake = Intake(
-            settings, self._intake_outbox, stream, first_id, self.uplink.offer, lambda: self.uplink.heard_date
+            settings,
+            self._intake_outbox,
+            stream,
+            first_id,
+            self.uplink.offer,
+            lambda: self.uplink.heard_date,
+            take_over(),
         )
         self._workers = [Worker("intake", self.intake.run), Worker("uplink", self.uplink.run)]
         self._in_rate, self._ack_rate, self._growth = Rate(), Rate(), Rate(30.0)

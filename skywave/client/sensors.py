@@ -14,7 +14,7 @@ import socket
 import threading
 import time
 from array import array
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from datetime import date
@@ -24,6 +24,7 @@ from .. import config
 from ..batch import Batch, Name, encode
 from ..errors import OutboxUnavailable
 from ..frames import FrameParser
+from ..handover import Kept, hand_over
 from .outbox import Outbox
 
 log = logging.getLogger(__name__)
@@ -35,6 +36,7 @@ LOOK_AFTER_S = 0.1
 """Between two looks at the connections that are down or silent."""
 FULL_RETRY_S = 0.2
 UNAVAILABLE_RETRY_MAX_S = 5.0
+DRAIN_S = 0.5
 STOP_GRACE_S = 5.0
 """How long a stopping client goes on trying to commit its last batch to an outbox that is away."""
 
@@ -76,7 +78,8 @@ class _Connection:
 class Intake:
     """Owns the sensors' sockets, the open batch and the writing side of the outbox.
 
-    ``on_commit`` is called with every batch that the outbox has committed; ``heard_date`` gives the last server date.
+    ``on_commit`` is called with every batch that the outbox has committed; ``heard_date`` gives the last server date;
+    ``inherited`` are the sensors' connections that an earlier process handed over.
     """
 
     def __init__(
@@ -87,6 +90,7 @@ class Intake:
         first_id: int,
         on_commit: Callable[[Batch], None],
         heard_date: Callable[[], date | None],
+        inherited: Sequence[Kept] = (),
     ) -> None:
         self._settings = settings.intake
         self._client_id = settings.client_id
@@ -112,6 +116,7 @@ class Intake:
         self.readings = 0
         self.commits = 0
         self.lost_at_stop = 0
+        self._adopt(inherited)
 
     @property
     def sensors(self) -> dict[str, SensorFigures]:
@@ -136,19 +141,49 @@ class Intake:
                 if got < CHUNK_BYTES // 4 and self._settings.poll_interval:
                     # One look at many bytes costs less than many looks at few.
                     time.sleep(max(0.0, min(self._due_in(time.monotonic()), self._settings.poll_interval)))
+            self._drain()
             if self._open:
                 self._commit()
+            if not self.lost_at_stop:
+                hand_over([
+                    Kept(c.sock, {"sensor": c.name, "address": c.address, "rest": c.parser.rest.hex()})
+                    for c in self._connections
+                    if c.sock and c.ready
+                ])  # fmt: skip
         finally:
             for connection in self._connections:
                 self._close(connection)
             self._selector.close()
             self._resolver.shutdown(wait=False, cancel_futures=True)
 
+    def _drain(self) -> None:
+        """Takes in what already stands in the sockets, unless the outbox would not have it."""
+        until = time.monotonic() + DRAIN_S
+        while not (self.full or self.unavailable) and time.monotonic() < until and self._read_ready(0):
+            if self._open >= self._settings.max_readings:
+                self._commit()
+
     def _due_in(self, now: float) -> float:
         """Seconds until the open batch has to be committed; 0 or less when it must be now."""
         if not self._open:
             return LOOK_AFTER_S
         return self._opened_at + self._settings.linger - now if self._open < self._settings.max_readings else 0.0
+
+    # -- connections of an earlier process -----------------------------------------------------------------------
+
+    def _adopt(self, inherited: Sequence[Kept]) -> None:
+        wanted = {(c.name, c.address): c for c in self._connections}
+        for sock, notes in inherited:
+            connection = wanted.get((notes["sensor"], tuple(notes["address"])))
+            if connection is None:  # no longer configured
+                sock.close()
+                continue
+            sock.setblocking(False)
+            connection.sock, connection.parser = sock, FrameParser(bytes.fromhex(notes["rest"]))
+            connection.ready = connection.figures.connected = True
+            connection.heard_at = time.monotonic()
+            self._selector.register(sock, selectors.EVENT_READ, connection)
+            log.info("sensor %s: goes on with the connection of the process before", connection.name)
 
     # -- connections ---------------------------------------------------------------------------------------------
 

@@ -29,6 +29,7 @@ SIGNALS = ("random", "sine", "walk", "counter")
 SEND_BUFFER_BYTES = 64 << 10
 FAST_CHUNK = 500
 TICK_S = 0.002
+STUCK_AFTER_S = 30.0
 
 
 def signal_values(signal: str, kind: str, rng: random.Random, counter: Iterator[int]) -> Iterator[bytes]:
@@ -108,11 +109,13 @@ class SensorEmulator:
         self.port: int = self._listener.getsockname()[1]
         self.sent = 0
         self.connected = 0
+        self._turned_at = time.monotonic()
 
     def run(self) -> None:
         """Serves until ``stop``; then every connection is closed after its last whole frame."""
         with self._listener:
             while not self._stopping.is_set():
+                self._turned_at = time.monotonic()
                 try:
                     sock, peer = self._listener.accept()
                 except TimeoutError:
@@ -129,6 +132,11 @@ class SensorEmulator:
     def stop(self) -> None:
         """Asks ``run`` to return."""
         self._stopping.set()
+
+    def health(self) -> str:
+        """Nothing, or why this sensor can take no connection."""
+        still = time.monotonic() - self._turned_at
+        return f"takes no connections since {still:.0f} s" if still > STUCK_AFTER_S else ""
 
     def _serve(self, sock: socket.socket, peer: tuple[str, int], number: int) -> None:
         log.info("%s: connection %d from %s:%d", self._kind, number, *peer[:2])

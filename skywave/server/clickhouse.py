@@ -86,7 +86,7 @@ class ClickHouseStore(Store):
                 user=s.user,
                 password=config.secret(s.password_file),
                 secure=bool(s.ca_file),
-                ca_certs=s.ca_file or None,
+                ca_certs=config.credential(s.ca_file) or None,
                 client_name="skywave",
                 connect_timeout=5,
                 send_receive_timeout=s.timeout,

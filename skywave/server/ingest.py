@@ -84,6 +84,7 @@ class Ingest:
         self.foreign_readings = self.rejected = self.over_quota = 0
         self.insert_s = 0.0
         self.clients: dict[int, ClientStatus] = {}
+        self.delivered: defaultdict[int, int] = defaultdict(int)
 
     def stop(self) -> None:
         """Asks the loop to finish its group and return; a group that waits for the store is given up."""
@@ -171,6 +172,7 @@ class Ingest:
                 self._commit(day, part)
         for item in group.admitted:
             group.replies[item.name.client_id].stored += item.acked
+            self.delivered[item.name.client_id] += len(item.values)
         self._record(group)
         today = utc_today()
         for client_id, reply in group.replies.items():

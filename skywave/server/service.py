@@ -32,6 +32,8 @@ FIGURES = [
     Figure("accepting", "skywave_server_accepting", "1 while batches are taken."),
     Figure("store_ok", "skywave_server_store_ok", "1 while the store does what it is asked."),
     Figure("clients.*.online", "skywave_server_client_online", "1 while the client is online.", label="client_id"),
+    Figure("clients.*.acknowledged", "skywave_server_client_readings", "Readings acknowledged to it since the start.",
+           True, "client_id"),
     Figure("clients.*.backlog_readings", "skywave_server_client_backlog_readings", "Readings in its outbox, as it says.",
            label="client_id"),
     Figure("clients.*.oldest_unacked_s", "skywave_server_client_oldest_unacked_seconds",
@@ -118,7 +120,10 @@ class ServerProcess:
             "dropped": subscriber.dropped,
             "held_messages": len(self._inbox),
             "held_bytes": self._inbox.bytes,
-            "clients": {str(client_id): _client(asdict(s)) for client_id, s in sorted(ingest.clients.copy().items())},
+            "clients": {
+                str(client_id): _client(asdict(s)) | {"acknowledged": ingest.delivered.get(client_id, 0)}
+                for client_id, s in sorted(ingest.clients.copy().items())
+            },
             "rss_bytes": rss_bytes(),
         }
 
