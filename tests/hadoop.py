@@ -1,6 +1,6 @@
 """A real HDFS for the tests: NameNode and DataNodes from Hadoop's shaded jars, which Maven brings once.
 
-The jars are kept between runs in the user's cache folder and are taken only with the checksums below.
+The jars are kept between runs in the user's cache folder and are taken only with the checksums that the role pins.
 """
 
 from __future__ import annotations
@@ -17,14 +17,8 @@ import requests
 from parts import Part, free_port, listens, wait_for, which
 
 VERSION = "3.5.0"
-JARS = {
-    "org.apache.hadoop:hadoop-client-api:3.5.0": "cc59446ec9ebaceae56fdb8d8c21477766dc5d426325642151c796bec5c4e6b7",
-    "org.apache.hadoop:hadoop-client-minicluster:3.5.0": "06772d24529e59939915979b3edba204d367750ef7dc5120411f35221dd4818c",
-    "org.apache.hadoop:hadoop-client-runtime:3.5.0": "b7db3e60c5df1cd37c2995b3e0142e57487260706834e5325bbe0a5e683eedf1",
-    "org.slf4j:slf4j-api:1.7.36": "d3ef575e3e4979678dc01bf1dcce51021493b4d11fb7f1be8ad982877c16a1c0",
-    "org.slf4j:slf4j-simple:1.7.36": "2f39bed943d624dfa8f4102d0571283a10870b6aa36f197a8a506f147010c10f",
-    "commons-logging:commons-logging:1.2": "daddea1ea0be0f56978ab3006b8ac92834afeefbd9b7e4e6316fca57df0fa636",
-}
+ROLE = Path(__file__).parents[1] / "ansible/roles/hadoop"
+JARS = dict(line.split() for line in (ROLE / "files/artifacts.txt").read_text().splitlines())
 _COPY = "org.apache.maven.plugins:maven-dependency-plugin:3.6.1:copy"
 _JAVA = ("-Xmx256m", "-XX:TieredStopAtLevel=4", "--add-opens", "java.base/java.lang=ALL-UNNAMED")
 _HDFS = "org.apache.hadoop.hdfs"

@@ -1,0 +1,1 @@
+../../../../../systemd/skywave-firewall.service.d
