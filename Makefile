@@ -1,17 +1,19 @@
 # make demo   sets up what it needs and shows the whole system on this host, a dying broker included
 # make test   sets up what it needs and passes the test suite, on the built wheel
+# make test-deploy  makes four hosts that boot systemd, installs the fleet on them with Ansible, updates and attacks it
 # make bench  measures against the targets; writes build/bench.json; make bench-archive does the same for the archive
 # make lint   ruff and mypy alone;  make docs  writes what is generated in docs/;  make clean  removes what make made
 
 PYTHON ?= python3
 DEMO ?=
 TESTS ?=
+DEPLOY ?=
 VENV := .venv
 BIN := $(VENV)/bin
 SOURCES := pyproject.toml $(shell find skywave archive -name '*.py')
 PACKAGES := mosquitto postgresql-15 clickhouse-server maven zookeeper
 
-.PHONY: demo test bench bench-archive lint docs clean
+.PHONY: demo test test-deploy bench bench-archive lint docs clean
 .DELETE_ON_ERROR:
 
 demo: $(VENV)/installed
@@ -30,6 +32,11 @@ bench-archive: $(VENV)/installed
 	@./tests/system-packages.sh $(PACKAGES) clickhouse-client zstd curl
 	PYTHONPATH=tests $(BIN)/python bench/archive.py
 
+test-deploy: $(VENV)/deploy
+	@./tests/system-packages.sh docker.io debootstrap openjdk-17-jre-headless maven
+	$(VENV)-deploy/bin/ansible-lint --offline --profile production ansible
+	$(VENV)-deploy/bin/python -m pytest -c tests/deploy/pytest.ini tests/deploy $(DEPLOY)
+
 lint: $(VENV)/installed
 	$(BIN)/ruff check --quiet
 	$(BIN)/ruff format --check --quiet
@@ -39,7 +46,7 @@ docs: $(VENV)/installed
 	$(BIN)/python docs/generate.py
 
 clean:
-	rm -rf $(VENV) build dist
+	rm -rf $(VENV) $(VENV)-deploy build dist
 
 # A virtual environment with pinned packages, and Skywave in it as a wheel: what is tested is what is shipped.
 $(VENV)/packages: tests/constraints.txt
@@ -53,4 +60,10 @@ $(VENV)/installed: $(VENV)/packages $(SOURCES)
 	@rm -rf build/wheel
 	$(BIN)/python -m build --wheel --outdir build/wheel . >/dev/null
 	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps --force-reinstall build/wheel/*.whl
+	@touch $@
+
+# Ansible, Molecule and what looks into hosts: a controller's environment, apart from that of the tests.
+$(VENV)/deploy: tests/deploy/constraints.txt $(VENV)/packages
+	$(PYTHON) -m venv $(VENV)-deploy
+	$(VENV)-deploy/bin/pip install --quiet --disable-pip-version-check -r tests/deploy/constraints.txt
 	@touch $@

@@ -57,11 +57,13 @@ json_option = click.option("--json", "as_json", is_flag=True, help="Print one JS
 
 @main.command()
 @config_option
-def client(path: str) -> None:
+@click.option("--drain", is_flag=True, help="Read no sensor; bring what the outbox holds to the server, and end.")
+def client(path: str, drain: bool) -> None:
     """Read sensors into the outbox and bring their readings to the server."""
     from .client.agent import Agent
 
-    Agent(config.load(path, config.Client)).run()
+    agent = Agent(config.load(path, config.Client))
+    agent.drain() if drain else agent.run()
 
 
 @main.command()
@@ -247,6 +249,31 @@ def doctor(path: str | None, wait: float, as_json: bool) -> None:
     else:
         Console().print(view.findings_table(findings))
     sys.exit(0 if all(finding.ok for finding in findings) else 1)
+
+
+@main.command("gate")
+@click.argument("clients", nargs=-1, required=True, type=click.IntRange(1))
+@click.option("--release", required=True, help="The version that they must run.")
+@click.option("--within", default=60.0, show_default=True, type=click.FloatRange(1), help="Seconds to look for.")
+@some_config_option
+@json_option
+def gate_command(clients: tuple[int, ...], release: str, within: float, path: str | None, as_json: bool) -> None:
+    """Ask this host's server whether CLIENTS (numbers) deliver with a release: the gate of an update.
+
+    Exit code 0 as soon as all of them steadily do, 1 if not all do in time.
+    """
+    from .care.gate import gate
+
+    settings = [found for file in _installed(path) if isinstance(found := config.load_any(file), config.Server)]
+    if not settings:
+        raise ConfigError("this host has no server", "Run it on a server.")
+    passages = gate(settings[0], clients, release, within)
+    if as_json:
+        click.echo(json.dumps([passage._asdict() for passage in passages]))
+    else:
+        for passage in passages:
+            click.echo(f"client {passage.client_id}: {'passed' if passage.passed else 'FAILED'}: {passage.seen}")
+    sys.exit(0 if all(passage.passed for passage in passages) else 1)
 
 
 @main.command()

@@ -97,7 +97,9 @@ def _machine_files() -> list[Path]:
 
 def _bootstrap(root: Path, tag: str) -> None:
     subprocess.run(
-        ["debootstrap", "--variant=minbase", f"--include={BARE}", SUITE, str(root)], check=True, stdout=subprocess.DEVNULL
+        ["debootstrap", "--variant=minbase", f"--include={BARE}", SUITE, str(root)],
+        check=True,
+        stdout=subprocess.DEVNULL,
     )
     for file in _machine_files():
         target = root / file.relative_to(ROOT)

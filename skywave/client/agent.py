@@ -105,6 +105,22 @@ class Agent:
                 "stopped: %d readings committed, %d in the outbox", self.intake.readings, self.uplink.backlog.readings
             )
 
+    def drain(self) -> None:
+        """Brings what the outbox holds to the server without reading a sensor; returns when it is empty."""
+        worker = self._workers[1]
+        worker.start()
+        try:
+            while self.uplink.backlog.readings and worker.died_of is None:
+                time.sleep(0.2)
+            if worker.died_of is not None:
+                raise worker.died_of
+        finally:
+            self.uplink.stop()
+            worker.join(10)
+            self._intake_outbox.close()
+            self._uplink_outbox.close()
+        log.info("the outbox is empty")
+
     def _health(self) -> str:
         now = time.monotonic()
         for worker, progress_at in zip(self._workers, (self.intake.progress_at, self.uplink.progress_at), strict=True):

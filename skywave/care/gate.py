@@ -1,0 +1,78 @@
+"""The gate of an update: does the server see that these clients deliver with the new release?
+
+The edge is not asked, because an edge that runs and is connected may still deliver nothing. Versions and backlogs are what
+the clients told this server, deliveries are rows that the store received since the gate began to look.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+from .. import config
+from ..errors import ConfigError, SkywaveError
+from ..server.store import Store, open_store
+from ..view import NotRunning, fetch_status
+
+LATE_S = 15.0
+LOOK_EVERY_S = 2.0
+LOOKS = 3
+"""So many looks in a row must find all well: a release that dies after a moment does not pass."""
+
+
+class Passage(NamedTuple):
+    """What the gate saw of one client."""
+
+    client_id: int
+    passed: bool
+    seen: str
+
+
+def gate(settings: config.Server, clients: Sequence[int], release: str, within: float) -> list[Passage]:
+    """Looks until all ``clients`` pass or ``within`` seconds are over; raises ``NotRunning`` without a server."""
+    if not settings.http.port:
+        raise ConfigError("http.port is 0", "Set it, so that the server can be asked.")
+    url = f"http://{settings.http.host}:{settings.http.port}"
+    since, until = time.time_ns() // 1000, time.monotonic() + within
+    good = 0
+    store = open_store(settings.store)
+    try:
+        while True:
+            try:
+                passages = look(fetch_status(url)["clients"], _delivered(store, clients, since), clients, release)
+            except (NotRunning, SkywaveError) as error:
+                passages = [Passage(client_id, False, str(error)) for client_id in clients]
+            good = good + 1 if all(passage.passed for passage in passages) else 0
+            if good >= LOOKS or time.monotonic() >= until:
+                return passages
+            time.sleep(LOOK_EVERY_S)
+    finally:
+        store.close()
+
+
+def look(statuses: dict[str, Any], delivered: dict[int, int], clients: Sequence[int], release: str) -> list[Passage]:
+    """One look. ``statuses`` are the server's clients by number, ``delivered`` their readings since the gate began."""
+    passages = []
+    for client_id in clients:
+        status, count = statuses.get(str(client_id)), delivered.get(client_id, 0)
+        if status is None or not status["online"]:
+            passages.append(Passage(client_id, False, "is not online"))
+        elif status["version"] != release:
+            passages.append(Passage(client_id, False, f"runs {status['version']}"))
+        elif status["oldest_unacked_s"] > LATE_S:
+            passages.append(Passage(client_id, False, f"its oldest reading waits since {status['oldest_unacked_s']} s"))
+        elif not count and status["backlog_readings"]:
+            passages.append(Passage(client_id, False, "has delivered nothing, and readings wait"))
+        else:
+            passages.append(Passage(client_id, True, f"delivered {count} readings"))
+    return passages
+
+
+def _delivered(store: Store, clients: Sequence[int], since: int) -> dict[int, int]:
+    """Readings received since ``since`` (µs UTC) by client. Only the newest two days are searched."""
+    rows = store.query(
+        f"SELECT client_id, count() FROM {store.database}.telemetry WHERE day >= today() - 1"
+        f" AND client_id IN ({', '.join(map(str, clients))}) AND received_at >= {since} GROUP BY client_id"
+    )
+    return {int(client_id): int(count) for client_id, count in rows}

@@ -1,0 +1,32 @@
+"""From bare hosts to a fleet: on trial, for real, and again without a change."""
+
+import re
+
+from lab import EDGES, wait_for
+
+
+def changed(output: str) -> dict[str, int]:
+    return {host: int(count) for host, count in re.findall(r"^(\S+)\s+: ok=\d+\s+changed=(\d+)", output, re.M)}
+
+
+def test_a_trial_run_on_empty_hosts_says_what_it_would_do_and_does_nothing(lab):
+    lab.playbook("site.yml", "--check", name="site.yml --check on empty hosts")
+    assert lab.run("core1", "ls /opt /etc/skywave 2>/dev/null", check=False).strip() in ("", "/opt:")
+
+
+def test_bare_hosts_become_a_fleet(lab):
+    lab.playbook("site.yml", name="site.yml on bare hosts")
+    for host in EDGES:
+        wait_for(lambda host=host: lab.status(host).get("acked_readings"), 30, f"{host} delivers")
+
+
+def test_a_second_and_a_third_run_change_nothing(converged):
+    for turn in ("second", "third"):
+        counts = changed(converged.playbook("site.yml", name=f"site.yml, {turn} run"))
+        assert counts and not any(counts.values()), counts
+
+
+def test_the_fleet_is_healthy(converged):
+    output = converged.playbook("health.yml")
+    assert "missing 0, doubled 0" in output
+    assert "WRONG" not in output.split("TASK [Show how the fleet is]")[1].split("TASK")[0]

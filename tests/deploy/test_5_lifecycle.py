@@ -1,0 +1,98 @@
+"""Certificates, disaster, and the end of an edge."""
+
+import json
+from collections import Counter
+
+from lab import EDGES, SENSORS, wait_for
+from test_2_hosts import SHAKE
+
+
+def test_all_certificates_and_the_authority_are_renewed_and_no_reading_is_lost(converged):
+    # The killed client of an earlier test may have lost its tail: what counts here is what is sent from now on.
+    converged.stop_sensors()
+    for host in EDGES:
+        converged.run(host, "rm -f /var/lib/skywave-emulator/*.ledger")
+        wait_for(lambda host=host: converged.status(host).get("backlog", {}).get("readings") == 0, 60, f"{host} drains")
+    before = {(host, sensor): converged.stored(host, sensor) for host in EDGES for sensor in SENSORS}
+    old = {host: converged.run(host, "cat /etc/skywave/credentials/client.pem") for host in EDGES}
+    old_authority = (converged.authority / "ca.crt").read_text()
+    converged.start_sensors()
+    converged.playbook("rotate-certs.yml", "--extra-vars", json.dumps({"rotate_authority": True}))
+    assert (converged.authority / "ca.crt").read_text() != old_authority
+    for host in EDGES:
+        assert converged.run(host, "cat /etc/skywave/credentials/client.pem") != old[host]
+        assert old_authority.strip() not in converged.run(host, "cat /etc/skywave/credentials/ca.crt")
+        wait_for(lambda host=host: converged.status(host).get("accepting"), 30, f"{host} delivers")
+    converged.run("edge1", f"cat > /tmp/old.pem <<'E'\n{old['edge1']}\nE")
+    assert "refused" in converged.python("edge1", SHAKE, converged.address("core1"), "8883", "/tmp/old.pem")
+    converged.stop_sensors()
+    for host in EDGES:
+        wait_for(lambda host=host: converged.status(host)["backlog"]["readings"] == 0, 60, f"{host} drains")
+        for sensor in SENSORS:
+            sent, now = converged.sent(host, sensor), converged.stored(host, sensor)
+            assert sent.total() > 1000
+            assert now - before[host, sensor] == sent, (
+                f"{host} {sensor}: {Counter(sent - (now - before[host, sensor])).total()} lost"
+            )
+    converged.start_sensors()
+    assert converged.audit()["clean"]
+
+
+def test_new_certificates_that_do_not_work_are_not_taken(converged):
+    from test_2_hosts import expired
+
+    converged.run("edge1", "mkdir -p /etc/skywave/credentials/next")
+    converged.run("edge1", f"cat > /etc/skywave/credentials/next/client.pem <<'E'\n{expired(converged)}\nE")
+    assert "failed" in converged.run("edge1", "systemctl start skywave-renew.service", check=False)
+    assert "The old ones stay" in converged.run("edge1", "journalctl -u skywave-renew --no-pager")
+    assert converged.status("edge1")["accepting"]
+    converged.run("edge1", "rm -r /etc/skywave/credentials/next; systemctl start skywave-renew.service")
+
+
+def test_a_dead_clickhouse_is_refilled_from_hdfs(converged):
+    day = converged.query("SELECT min(day) FROM telemetry.telemetry WHERE client_id = 99")[0][0]
+    converged.run(
+        "core1",
+        "systemctl stop skywave-server clickhouse-server; rm -rf /var/lib/clickhouse/data/* /var/lib/clickhouse/metadata/*",
+    )
+    converged.playbook("site.yml", "--limit", f"{converged.host('core1')},localhost")
+    converged.playbook("restore.yml")
+    rows = converged.query("SELECT count(), uniqExact(seq), sum(data_value) FROM telemetry.telemetry FINAL"
+                           f" WHERE client_id = 99 AND day = '{day}'")  # fmt: skip
+    assert rows == [[1000, 1000, sum(number / 8 for number in range(1000))]]
+    for host in EDGES:
+        wait_for(lambda host=host: converged.status(host).get("accepting"), 60, f"{host} delivers")
+
+
+def test_an_edge_is_decommissioned_only_when_the_account_of_its_readings_matches(converged):
+    # After the disaster, edge1's readings of today are gone from the store: the account says so, and the edge stays.
+    name = converged.host("edge1")
+    output = converged.playbook("decommission.yml", "--extra-vars", f"decommission={name}", check=False)
+    assert f"{name} goes on" in output
+    wait_for(lambda: converged.status("edge1").get("accepting"), 30, "it goes on")
+
+
+def test_a_decommissioned_edge_is_let_go_with_its_outbox_empty_and_its_certificate_revoked(converged):
+    name = converged.host("edge2")
+    converged.run(
+        "edge2", "systemctl stop skywave-client; rm -rf /var/lib/skywave-client/*; systemctl start skywave-client"
+    )
+    converged.python("core1", FORGET)
+    wait_for(lambda: converged.status("edge2").get("acked_readings", 0) > 500, 60, "it delivers")
+    converged.playbook("decommission.yml", "--extra-vars", f"decommission={name}")
+    assert "inactive" in converged.run("edge2", "systemctl is-active skywave-client", check=False)
+    assert "refused" in converged.python(
+        "edge2", SHAKE, converged.address("core1"), "8883", "/etc/skywave/credentials/client.pem"
+    )
+    assert converged.run("edge2", "ls /var/lib/skywave-client").strip(), "its state stays until it is named again"
+    wait_for(lambda: converged.status("edge1").get("accepting"), 60, "the other edge goes on")
+
+
+FORGET = """
+import os
+os.environ["CREDENTIALS_DIRECTORY"] = "/etc/skywave/credentials"
+from skywave import config
+from skywave.server.store import open_store
+store = open_store(config.load("/etc/skywave/server.toml", config.Server).store)
+store.query("ALTER TABLE telemetry.streams DELETE WHERE client_id = 2")
+"""
