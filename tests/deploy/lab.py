@@ -22,10 +22,10 @@ from containers import DOCKER, docker, image_with
 
 REPOSITORY = Path(__file__).parents[2]
 ANSIBLE = REPOSITORY / "ansible"
-PACKAGES = (
-    "python3-venv python3-cryptography python3-psycopg2 nftables mosquitto postgresql clickhouse-server zookeeper"
-    " openjdk-17-jre-headless"
-).split()
+PACKAGES = [
+    *("python3-venv", "python3-cryptography", "python3-psycopg2", "nftables"),
+    *("mosquitto", "postgresql", "clickhouse-server", "zookeeper", "openjdk-17-jre-headless"),
+]
 EDGES = {"edge1": 1, "edge2": 2}
 SENSORS = ("temperature", "pressure", "height")
 SOURCES = (
@@ -196,7 +196,7 @@ class Lab:
         """What ClickHouse has of it, duplicates as it would show them."""
         rows = self.query("SELECT data_value, count() FROM telemetry.telemetry FINAL"
                           f" WHERE client_id = {EDGES[host]} AND data_key = '{sensor}' GROUP BY data_value")  # fmt: skip
-        return Counter({value: count for value, count in rows})
+        return Counter(dict(rows))
 
     def stop_sensors(self) -> None:
         for host in EDGES:

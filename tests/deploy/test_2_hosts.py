@@ -196,8 +196,8 @@ def expired(lab, days: int = -1, own_authority: bool = False) -> str:
 
 @pytest.mark.parametrize(
     ("target", "port", "friend"),
-    [("core1", 9440, None), ("core1", 8443, None), ("hdfs1", 9870, "core1"), ("hdfs1", 9864, "core1"), ("hdfs1", 2181, "core1"),
-     ("hdfs1", 8020, None), ("hdfs1", 9866, None)],
+    [("core1", 9440, None), ("core1", 8443, None), ("hdfs1", 9870, "core1"), ("hdfs1", 9864, "core1"),
+     ("hdfs1", 2181, "core1"), ("hdfs1", 8020, None), ("hdfs1", 9866, None)],
 )  # fmt: skip
 def test_an_edge_reaches_no_port_that_is_not_its_business(converged, target, port, friend):
     assert "closed" in converged.python("edge1", CONNECT, converged.address(target), str(port))
@@ -224,7 +224,8 @@ def test_clickhouse_wants_a_password(converged, user):
     script = f"""
 from clickhouse_driver import Client
 try:
-    print(Client({converged.address("core1")!r}, 9440, user={user!r}, secure=True, ca_certs="/etc/skywave/credentials/ca.crt").execute("SELECT 1"))
+    trust = "/etc/skywave/credentials/ca.crt"
+    print(Client({converged.address("core1")!r}, 9440, user={user!r}, secure=True, ca_certs=trust).execute("SELECT 1"))
 except Exception as error:
     print(type(error).__name__, error.code)
 """

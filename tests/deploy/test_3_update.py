@@ -30,11 +30,14 @@ def test_an_update_goes_through_the_rings(converged):
 
 def test_a_release_that_starts_but_publishes_nothing_is_caught_at_the_canaries_and_goes_back(converged):
     # Connected, healthy by its own word, and the batches never leave: only the server can tell.
-    converged.make_release(MUTE, "skywave/mqtt.py", "        client = self._client\n        if client is None or not self.connected:\n",
-                           "        if content_type:\n            return True\n        client = self._client\n"
-                           "        if client is None or not self.connected:\n")  # fmt: skip
-    output = converged.playbook("update.yml", *converged.update_arguments(MUTE, update_within=40), "--limit", "localhost:edges",
-                                check=False, name="update.yml, a mute release")  # fmt: skip
+    first = "        client = self._client\n        if client is None or not self.connected:\n"
+    converged.make_release(
+        MUTE, "skywave/mqtt.py", first, f"        if content_type:\n            return True\n{first}"
+    )
+    arguments = converged.update_arguments(MUTE, update_within=40)
+    output = converged.playbook(
+        "update.yml", *arguments, "--limit", "localhost:edges", check=False, name="update.yml, a mute release"
+    )
     assert f"{MUTE} does not deliver on {converged.host('edge1')}" in output
     wait_for(lambda: running(converged) == {"edge1": GOOD, "edge2": GOOD, "core1": GOOD}, 30, "the canary is back")
     assert "Update the others" not in output or converged.release("edge2")["current"] == GOOD, (
