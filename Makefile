@@ -32,10 +32,11 @@ bench-archive: $(VENV)/installed
 	@./tests/system-packages.sh $(PACKAGES) clickhouse-client zstd curl
 	PYTHONPATH=tests $(BIN)/python bench/archive.py
 
-test-deploy: $(VENV)/deploy
-	@./tests/system-packages.sh docker.io debootstrap openjdk-17-jre-headless maven
-	$(VENV)-deploy/bin/ansible-lint --offline --profile production ansible
-	$(VENV)-deploy/bin/python -m pytest -c tests/deploy/pytest.ini tests/deploy $(DEPLOY)
+test-deploy: $(VENV)/deploy $(VENV)/installed
+	@./tests/system-packages.sh docker.io docker-compose debootstrap maven openjdk-17-jre-headless vagrant
+	cd ansible && PATH=$(CURDIR)/$(VENV)-deploy/bin:$$PATH ansible-lint --offline --profile production .
+	$(VENV)-deploy/bin/python -m pytest -c tests/deploy/pytest.ini --rootdir tests/deploy tests/deploy $(DEPLOY)
+	$(BIN)/pytest tests/compose $(DEPLOY)
 
 lint: $(VENV)/installed
 	$(BIN)/ruff check --quiet
