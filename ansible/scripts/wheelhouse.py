@@ -24,6 +24,7 @@ SOURCES = ("pyproject.toml", "skywave", "archive", "systemd")
 
 
 def main() -> None:
+    """See the head of this file."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--source", type=Path, required=True)
     parser.add_argument("--output", type=Path, required=True)
@@ -42,6 +43,7 @@ def main() -> None:
 
 
 def digest_of(source: Path, constraints: Path | None) -> str:
+    """Digest of everything that a release is made of."""
     digest = hashlib.sha256()
     files = [f for name in SOURCES for f in [source / name, *(source / name).rglob("*")] if f.is_file()]
     for file in [*sorted(f for f in files if f.suffix != ".pyc"), *([constraints] if constraints else [])]:
@@ -51,6 +53,7 @@ def digest_of(source: Path, constraints: Path | None) -> str:
 
 
 def collect(source: Path, folder: Path, constraints: Path | None) -> None:
+    """Fills ``folder``, which appears whole."""
     making = folder.with_name(f".{folder.name}")
     shutil.rmtree(making, ignore_errors=True)
     making.mkdir(parents=True)
@@ -76,6 +79,7 @@ def locked(folder: Path, extra: str, hashes: dict[str, str]) -> str:
 
 
 def pip(*arguments: str) -> str:
+    """Runs pip of this Python; its standard output."""
     command = [sys.executable, "-m", "pip", "--quiet", "--disable-pip-version-check", *arguments]
     return subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout
 
