@@ -11,7 +11,7 @@ DEPLOY ?=
 VENV := .venv
 BIN := $(VENV)/bin
 SOURCES := pyproject.toml $(shell find skywave archive -name '*.py')
-PACKAGES := mosquitto postgresql-15 clickhouse-server maven zookeeper
+PACKAGES := mosquitto postgresql-15 clickhouse-server maven zookeeper systemd
 
 .PHONY: demo test test-deploy bench bench-archive lint docs clean
 .DELETE_ON_ERROR:
