@@ -229,7 +229,7 @@ try:
 except Exception as error:
     print(type(error).__name__, error.code)
 """
-    assert converged.python("core1", script).split()[-1] in ("192", "193"), "unknown user or wrong password"
+    assert converged.python("core1", script).split()[-1] in ("192", "193", "194"), "unknown user, wrong or no password"
 
 
 def test_no_secret_is_to_be_seen(converged, tmp_path):
