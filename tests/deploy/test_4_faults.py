@@ -37,17 +37,25 @@ def test_an_edge_without_network_keeps_its_readings_and_delivers_them_later(conv
     converged.assert_nothing_lost()
 
 
-@pytest.mark.parametrize("unit", ["mosquitto", "clickhouse-server", "skywave-server"])
-def test_a_killed_part_of_the_server_comes_back_and_nothing_is_lost(converged, unit):
-    converged.run("core1", f"systemctl kill -s KILL {unit}")
+@pytest.mark.parametrize(
+    ("host", "unit"),
+    [
+        ("core1", "mosquitto"),
+        ("core1", "clickhouse-server"),
+        ("core1", "skywave-server"),
+        ("edge1", "postgresql@15-main"),
+    ],
+)
+def test_a_killed_part_comes_back_and_nothing_is_lost(converged, host, unit):
+    converged.run(host, f"systemctl kill -s KILL {unit}")
     time.sleep(5)
     wait_for(
-        lambda: converged.run("core1", f"systemctl is-active {unit}", check=False).strip() == "active",
+        lambda: converged.run(host, f"systemctl is-active {unit}", check=False).strip() == "active",
         60,
         f"{unit} is back",
     )
-    for host in EDGES:
-        back(converged, host)
+    for edge in EDGES:
+        back(converged, edge)
     converged.assert_nothing_lost()
 
 
