@@ -200,6 +200,9 @@ class Link:
         client.on_disconnect = self._disconnected
         client.on_message = self._received
         client.on_socket_open = _tune_socket
+        # With it a publish only queues, and this link's thread writes. Otherwise paho writes in the publishing thread while
+        # this one reads: two threads in one TLS session, which OpenSSL does not allow (seen: bad record mac).
+        client.on_socket_register_write = lambda _client, _data, _sock: None
         return client
 
     def _connect_properties(self) -> Properties:
