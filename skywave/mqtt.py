@@ -194,15 +194,15 @@ class Link:
             client.username_pw_set(self._settings.username, config.secret(self._settings.password_file) or None)
         if self._settings.ca_file:
             client.tls_set_context(tls_context(*self._tls_files))
+            # With it a publish only queues, and this link's thread writes. Otherwise paho writes in the publishing thread
+            # while this one reads: two threads in one TLS session, which OpenSSL does not allow (seen: bad record mac).
+            client.on_socket_register_write = lambda _client, _data, _sock: None
         if self._will:
             client.will_set(self._will.topic, self._will.payload, 1, retain=True)
         client.on_connect = self._connected
         client.on_disconnect = self._disconnected
         client.on_message = self._received
         client.on_socket_open = _tune_socket
-        # With it a publish only queues, and this link's thread writes. Otherwise paho writes in the publishing thread while
-        # this one reads: two threads in one TLS session, which OpenSSL does not allow (seen: bad record mac).
-        client.on_socket_register_write = lambda _client, _data, _sock: None
         return client
 
     def _connect_properties(self) -> Properties:
