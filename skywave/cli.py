@@ -165,7 +165,7 @@ def status(path: str | None, url: str | None, watch: bool, as_json: bool) -> Non
         http = config.load_any(str(path)).http
         if not http.port:
             raise ConfigError(f"{path}: http.port is not set", "Add [http] with a port and restart the process.")
-        url = f"http://{http.host}:{http.port}"
+        url = http.url
     if watch:
         view.watch(url, Console())
         return
@@ -201,7 +201,7 @@ def audit(path: str, client_id: int | None, as_json: bool) -> None:
     except StoreUnavailable:
         if settings.store.kind != "embedded" or not settings.http.port:
             raise
-        document = view.fetch(f"http://{settings.http.host}:{settings.http.port}/audit", 600)
+        document = view.fetch(f"{settings.http.url}/audit", 600)
     if as_json:
         click.echo(json.dumps(document))
     else:

@@ -57,6 +57,11 @@ class Http:
     host: str = setting("127.0.0.1", "Address to listen on.")
     port: int = setting(0, "Port to listen on; 0 turns the endpoint off.", (0, 65535))
 
+    @property
+    def url(self) -> str:
+        """Where to ask it."""
+        return f"http://{self.host}:{self.port}"
+
 
 @dataclass(frozen=True, kw_only=True)
 class Sensor:

@@ -26,10 +26,10 @@ class Kept(NamedTuple):
     notes: dict[str, Any]
 
 
-def hand_over(connections: Sequence[Kept]) -> bool:
-    """Gives the sockets to the service manager, which must happen before they are closed; False if there is none."""
+def hand_over(connections: Sequence[Kept]) -> None:
+    """Gives the sockets to the service manager, if there is one. They must still be open."""
     if not connections or "NOTIFY_SOCKET" not in os.environ:
-        return False
+        return
     notes = os.memfd_create(NOTES)
     with os.fdopen(notes, "w", encoding="utf-8") as file:
         json.dump([kept.notes for kept in connections], file)
@@ -37,7 +37,6 @@ def hand_over(connections: Sequence[Kept]) -> bool:
         notify(f"FDSTORE=1\nFDNAME={NOTES}", notes)
     for number, kept in enumerate(connections):
         notify(f"FDSTORE=1\nFDNAME=socket-{number}", kept.sock.fileno())
-    return True
 
 
 def take_over() -> list[Kept]:

@@ -85,9 +85,8 @@ class Link:
         will: Will | None = None,
     ) -> None:
         self._settings = settings
-        self._tls_files = (settings.ca_file, settings.cert_file, settings.key_file)
         if settings.ca_file:
-            tls_context(*self._tls_files)
+            tls_context(settings)
         config.secret(settings.password_file)
         self._client_id = client_id
         self._subscriptions = list(subscriptions)
@@ -193,7 +192,7 @@ class Link:
         if self._settings.username:
             client.username_pw_set(self._settings.username, config.secret(self._settings.password_file) or None)
         if self._settings.ca_file:
-            client.tls_set_context(tls_context(*self._tls_files))
+            client.tls_set_context(tls_context(self._settings))
             # With it a publish only queues, and this link's thread writes. Otherwise paho writes in the publishing thread
             # while this one reads: two threads in one TLS session, which OpenSSL does not allow (seen: bad record mac).
             client.on_socket_register_write = lambda _client, _data, _sock: None
@@ -302,14 +301,14 @@ with contextlib.suppress(ImportError, AttributeError):  # a paho that is built o
     _packet.Properties = _PublishProperties  # type: ignore[attr-defined]
 
 
-def tls_context(ca_file: str, cert_file: str, key_file: str) -> ssl.SSLContext:
+def tls_context(settings: config.Mqtt) -> ssl.SSLContext:
     """A client's TLS 1.2+ context that verifies the peer against ``ca_file`` alone; raises ``ConfigError``."""
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     context.minimum_version = ssl.TLSVersion.TLSv1_2
-    files = [config.credential(file) for file in (ca_file, cert_file, key_file)]
+    files = [config.credential(file) for file in (settings.ca_file, settings.cert_file, settings.key_file)]
     try:
         context.load_verify_locations(files[0])
-        if cert_file:
+        if files[1]:
             context.load_cert_chain(files[1], files[2] or None)
     except OSError as error:  # ssl.SSLError is one
         raise ConfigError(

@@ -47,16 +47,20 @@ def docker(*arguments: str, check: bool = True, **more: object) -> str:
 
 def ensure_docker() -> None:
     """Returns when a daemon answers; starts one if there is none."""
-    if subprocess.run([DOCKER, "info"], check=False, capture_output=True).returncode == 0:
+    if _answers():
         return
     log = Path(tempfile.gettempdir()) / "dockerd.log"
     with log.open("ab") as out:
         subprocess.Popen(["/usr/sbin/dockerd"], stdout=out, stderr=out, start_new_session=True)
     for _ in range(120):
         time.sleep(0.5)
-        if subprocess.run([DOCKER, "info"], check=False, capture_output=True).returncode == 0:
+        if _answers():
             return
     raise RuntimeError(f"dockerd does not answer, see {log}")
+
+
+def _answers() -> bool:
+    return subprocess.run([DOCKER, "info"], check=False, capture_output=True).returncode == 0
 
 
 def base_image() -> str:

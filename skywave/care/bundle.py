@@ -60,7 +60,7 @@ def _contents(configurations: list[Path]) -> Iterator[tuple[str, bytes]]:
         yield f"doctor/{kind}.json", json.dumps([f._asdict() for f in examine(path)], indent=1).encode()
         for name in ("status", "metrics"):
             if settings.http.port:
-                yield f"{name}/{kind}.txt", _fetch(f"http://{settings.http.host}:{settings.http.port}/{name}")
+                yield f"{name}/{kind}.txt", _fetch(f"{settings.http.url}/{name}")
     for name, command in COMMANDS.items():
         yield name, _run(command)
 

@@ -71,8 +71,7 @@ def shake_hands(mqtt: config.Mqtt) -> str:
         with socket.create_connection((mqtt.host, mqtt.port), PROBE_S) as raw:
             if not mqtt.ca_file:
                 return ""
-            context = tls_context(mqtt.ca_file, mqtt.cert_file, mqtt.key_file)
-            with context.wrap_socket(raw, server_hostname=mqtt.host) as tls:
+            with tls_context(mqtt).wrap_socket(raw, server_hostname=mqtt.host) as tls:
                 tls.settimeout(REFUSAL_S)  # in TLS 1.3 the peer's opinion of a certificate comes after the handshake
                 return "" if tls.recv(1) else f"{address} closed the connection"
     except ssl.SSLError as error:
@@ -141,7 +140,7 @@ def _restarted(unit: str, settings: config.Client | config.Server) -> bool:
     until = time.monotonic() + BACK_WITHIN_S
     while time.monotonic() < until:
         try:
-            if fetch_status(f"http://{settings.http.host}:{settings.http.port}")["connected"]:
+            if fetch_status(settings.http.url)["connected"]:
                 return True
         except NotRunning:
             pass

@@ -89,7 +89,7 @@ def _running(settings: config.Client | config.Server) -> tuple[dict[str, Any], F
         return {}, Finding("service", False, "http.port is 0", "Set http.port, so that the service can be asked.")
     unit = f"skywave-{'client' if isinstance(settings, config.Client) else 'server'}"
     try:
-        status = fetch_status(f"http://{settings.http.host}:{settings.http.port}")
+        status = fetch_status(settings.http.url)
     except NotRunning as error:
         return {}, Finding("service", False, f"does not answer: {error}",
                            f"systemctl status {unit}; journalctl -u {unit} -n 50")  # fmt: skip
@@ -100,12 +100,8 @@ def _client(settings: config.Client, status: dict[str, Any]) -> Iterator[Finding
     yield _disk(settings.outbox)
     if not status:
         return
-    yield Finding(
-        "session",
-        status["connected"],
-        status["broker_error"] or "connected to the broker",
-        "The broker refuses this client or ends its sessions: look at the broker's log; is the client_id taken?",
-    )
+    yield _session(status, "The broker refuses this client or ends its sessions: look at the broker's log; is the client_id "
+                           "taken?")  # fmt: skip
     yield Finding(
         "server",
         status["accepting"],
@@ -138,6 +134,10 @@ def _client(settings: config.Client, status: dict[str, Any]) -> Iterator[Finding
         )
 
 
+def _session(status: dict[str, Any], advice: str) -> Finding:
+    return Finding("session", status["connected"], status["broker_error"] or "connected to the broker", advice)
+
+
 def _disk(outbox: config.Outbox) -> Finding:
     path = Path(outbox.disk_path or (Path(outbox.path).absolute().parent if outbox.kind == "sqlite" else "/"))
     try:
@@ -151,12 +151,7 @@ def _disk(outbox: config.Outbox) -> Finding:
 
 def _server(settings: config.Server, status: dict[str, Any]) -> Iterator[Finding]:
     if status:
-        yield Finding(
-            "session",
-            status["connected"],
-            status["broker_error"] or "connected to the broker",
-            "The broker refuses this server or ends its sessions: look at the broker's log.",
-        )
+        yield _session(status, "The broker refuses this server or ends its sessions: look at the broker's log.")
         yield Finding(
             "accepting",
             status["accepting"],

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 from .. import config
 from ..errors import ConfigError, SkywaveError
 from ..server.store import Store, open_store
-from ..view import NotRunning, fetch_status
+from ..view import fetch_status
 
 LATE_S = 15.0
 LOOK_EVERY_S = 5.0
@@ -31,10 +31,10 @@ class Passage(NamedTuple):
 
 
 def gate(settings: config.Server, clients: Sequence[int], release: str, within: float) -> list[Passage]:
-    """Looks until all ``clients`` pass or ``within`` seconds are over; raises ``NotRunning`` without a server."""
+    """Looks until all ``clients`` steadily pass or ``within`` seconds are over. A server or a store that does not answer
+    lets nobody pass."""
     if not settings.http.port:
         raise ConfigError("http.port is 0", "Set it, so that the server can be asked.")
-    url = f"http://{settings.http.host}:{settings.http.port}"
     since, until = time.time_ns() // 1000, time.monotonic() + within
     good = 0
     store = open_store(settings.store)
@@ -42,16 +42,16 @@ def gate(settings: config.Server, clients: Sequence[int], release: str, within: 
         while True:
             try:
                 now = time.time_ns() // 1000
-                passages = look(fetch_status(url)["clients"], _delivered(store, clients, since), clients, release)
+                statuses = fetch_status(settings.http.url)["clients"]
+                passages = look(statuses, _delivered(store, clients, since), clients, release)
                 since = now
-            except (NotRunning, SkywaveError) as error:
+            except SkywaveError as error:
                 passages = [Passage(client_id, False, str(error)) for client_id in clients]
             good = good + 1 if all(passage.passed for passage in passages) else 0
             if good >= LOOKS:
                 return passages
             if time.monotonic() >= until:
-                told = not all(passage.passed for passage in passages)
-                return passages if told else [p._replace(passed=False, seen="not steadily") for p in passages]
+                return [p._replace(passed=False, seen="not steadily") for p in passages] if good else passages
             time.sleep(LOOK_EVERY_S)
     finally:
         store.close()

@@ -8,7 +8,7 @@ from lab import Lab
 
 @pytest.fixture(scope="session")
 def lab():
-    """The converged lab; removed at the end."""
+    """Bare hosts; removed at the end."""
     made = Lab()
     try:
         made.create()

@@ -11,14 +11,13 @@ import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import yaml
-
-sys.path.insert(0, str(Path(__file__).parents[1]))
 from containers import DOCKER, docker, image_with
+from parts import wait_for as wait_for_often
 
 REPOSITORY = Path(__file__).parents[2]
 ANSIBLE = REPOSITORY / "ansible"
@@ -49,14 +48,7 @@ print(json.dumps([[text(v) if isinstance(v, bytes) else v for v in row] for row 
 """
 
 
-def wait_for(condition: Callable[[], Any], seconds: float, what: str) -> Any:
-    """The condition's first true value; fails the test when there is none in time."""
-    until = time.monotonic() + seconds
-    while True:
-        if value := condition():
-            return value
-        assert time.monotonic() < until, f"{what}: not within {seconds} s"
-        time.sleep(0.5)
+wait_for = partial(wait_for_often, pause=0.5)  # each look is a command on a host
 
 
 class Lab:
@@ -110,15 +102,12 @@ class Lab:
 
     @property
     def inventory(self) -> str:
-        return self.molecule_folder("inventory")
-
-    def molecule_folder(self, name: str) -> str:
-        """A folder of Molecule's ephemeral directory, which it alone knows the name of."""
+        """Where Molecule put it: a folder of its own, which it alone knows the name of."""
         folders = sorted((Path.home() / ".ansible/tmp").glob("molecule.*.default"), key=lambda p: p.stat().st_mtime)
         for folder in reversed(folders):
             hosts = folder / "inventory/ansible_inventory.yml"
             if hosts.exists() and f"{self.name}-core1" in hosts.read_text():
-                return str(folder / name)
+                return str(hosts.parent)
         raise AssertionError("molecule has no inventory of this lab")
 
     def command(self, playbook: str, *arguments: str) -> list[str]:
