@@ -44,6 +44,7 @@ persistence false
 # Mosquitto's default of 1000 queued messages drops silently what is beyond.
 max_queued_messages 0
 max_inflight_messages 0
+set_tcp_nodelay true
 log_type warning
 """
 

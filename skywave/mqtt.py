@@ -164,7 +164,8 @@ class Link:
                     self._settings.host, self._settings.port, self._settings.keepalive,
                     clean_start=True, properties=self._connect_properties(),
                 )  # fmt: skip
-                client.loop_forever(retry_first_connection=False)
+                while client.loop() == paho.MQTT_ERR_SUCCESS:  # loop_forever() would not wake for what is queued
+                    pass
             except (OSError, ValueError, ConfigError) as error:
                 self._note(f"{self._settings.host}:{self._settings.port}: {error}")
                 if self.connected:
@@ -193,9 +194,10 @@ class Link:
             client.username_pw_set(self._settings.username, config.secret(self._settings.password_file) or None)
         if self._settings.ca_file:
             client.tls_set_context(tls_context(self._settings))
-            # With it a publish only queues, and this link's thread writes. Otherwise paho writes in the publishing thread
-            # while this one reads: two threads in one TLS session, which OpenSSL does not allow (seen: bad record mac).
-            client.on_socket_register_write = lambda _client, _data, _sock: None
+        # With it a publish only queues, and this link's thread writes. Otherwise paho writes in both threads, without a
+        # lock: one message's bytes in the midst of another's (seen when the socket was full), and two threads in one
+        # TLS session, which OpenSSL does not allow (seen: bad record mac).
+        client.on_socket_register_write = lambda _client, _data, _sock: None
         if self._will:
             client.will_set(self._will.topic, self._will.payload, 1, retain=True)
         client.on_connect = self._connected

@@ -107,7 +107,7 @@ class Part:
 
 
 class Mosquitto(Part):
-    def __init__(self, extra: str = "max_queued_messages 0\nmax_inflight_messages 0\n") -> None:
+    def __init__(self, extra: str = "max_queued_messages 0\nmax_inflight_messages 0\nset_tcp_nodelay true\n") -> None:
         super().__init__("mosquitto")
         config = f"listener {self.port} 127.0.0.1\nallow_anonymous true\npersistence false\n{extra}"
         (self.folder / "mosquitto.conf").write_text(config)

@@ -28,17 +28,22 @@ store.record_streams([(99, Produced(7, count, 0), 0)], now)
 PUBLISH = """
 import os, sys, time
 os.environ["CREDENTIALS_DIRECTORY"] = "/etc/skywave/credentials"
+import paho.mqtt.client as paho
 from skywave import config
-from skywave.mqtt import Link
-settings = config.load("/etc/skywave/client.toml", config.Client)
-link = Link(settings.mqtt, "anybody", [], lambda: None, lambda _: None, lambda _: None)
-link.start()
-until = time.monotonic() + 10
-while not link.connected and time.monotonic() < until:
-    time.sleep(0.05)
-assert link.connected, link.last_error
-assert link.publish(sys.argv[1], b'{"created_at": 1, "data_key": "%s", "data_value": 1}' % sys.argv[2].encode())
-link.stop()
+from skywave.mqtt import tls_context
+settings = config.load("/etc/skywave/client.toml", config.Client).mqtt
+heard = []
+until = time.monotonic() + 20
+while not heard and time.monotonic() < until:  # the host's own client takes the name back at once: try until the broker answers
+    client = paho.Client(paho.CallbackAPIVersion.VERSION2, "anybody", protocol=paho.MQTTv5)
+    client.tls_set_context(tls_context(settings))
+    client.on_publish = lambda _client, _data, _mid, reason, _properties: heard.append(str(reason))
+    client.connect(settings.host, settings.port)
+    client.loop_start()
+    client.publish(sys.argv[1], b'{"created_at": 1, "data_key": "%s", "data_value": 1}' % sys.argv[2].encode(), 1)
+    time.sleep(0.5)
+    client.loop_stop()
+print(*heard[:1])
 """
 CONNECT = """
 import socket, sys
@@ -147,11 +152,11 @@ def test_a_restart_loses_no_reading_because_the_next_process_goes_on_with_the_co
 
 
 def test_a_client_cannot_publish_for_another(converged):
-    converged.python("edge1", PUBLISH, "/telemetry/client/2/", "forged")
-    converged.python("edge1", PUBLISH, "/telemetry/client/2/ack", "forged")
-    converged.python("edge1", PUBLISH, "/telemetry/client/1/", "own")
+    assert "Not authorized" in converged.python("edge1", PUBLISH, "/telemetry/client/2/", "forged")
+    assert "Not authorized" in converged.python("edge1", PUBLISH, "/telemetry/client/2/ack", "forged")
+    assert "Success" in converged.python("edge1", PUBLISH, "/telemetry/client/1/", "own")
     wait_for(
-        lambda: converged.query("SELECT count() FROM telemetry.telemetry WHERE data_key = 'own'") == [[1]],
+        lambda: converged.query("SELECT count() FROM telemetry.telemetry WHERE data_key = 'own'") >= [[1]],
         20,
         "the own arrives",
     )

@@ -1,0 +1,76 @@
+"""The connection to a broker when both directions are full, on a plain socket and under TLS."""
+
+from __future__ import annotations
+
+import subprocess
+import threading
+import time
+from hashlib import sha256
+from pathlib import Path
+
+import pytest
+from parts import Mosquitto
+
+from skywave import config
+from skywave.mqtt import Link
+
+
+def _certificate(folder: Path) -> None:
+    """A certificate for the loopback, which is its own authority."""
+    subprocess.run(
+        ["openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes", "-days", "2",
+         "-subj", "/CN=localhost", "-addext", "subjectAltName=IP:127.0.0.1", "-keyout", "key.pem", "-out", "cert.pem"],
+        cwd=folder, check=True, capture_output=True,
+    )  # fmt: skip
+    (folder / "key.pem").chmod(0o644)
+    folder.chmod(0o755)
+
+
+@pytest.fixture(params=["plain", "tls"])
+def link(request):
+    """A link to a broker of its own that hears its own messages."""
+    broker = Mosquitto()
+    try:
+        settings = {"host": "127.0.0.1", "port": broker.port}
+        if request.param == "tls":
+            _certificate(broker.folder)
+            with (broker.folder / "mosquitto.conf").open("a") as conf:
+                conf.write(f"cafile {broker.folder}/cert.pem\ncertfile {broker.folder}/cert.pem\n")
+                conf.write(f"keyfile {broker.folder}/key.pem\n")
+            settings["ca_file"] = str(broker.folder / "cert.pem")
+        broker.start()
+        up, heard, down = threading.Event(), [], []
+        made = Link(config.Mqtt(**settings), "a", ["x/#"], up.set, down.append, heard.append)
+        made.start()
+        assert up.wait(10)
+        yield made, heard, down
+        made.stop()
+    finally:
+        broker.remove()
+
+
+def _heard(heard: list, count: int, seconds: float) -> None:
+    until = time.monotonic() + seconds
+    while len(heard) < count and time.monotonic() < until:
+        time.sleep(0.001)
+
+
+def test_messages_stay_whole_when_the_socket_is_full(link):
+    made, heard, down = link
+    sent = [bytes([number % 251]) * 200_000 for number in range(300)]
+    for payload in sent:
+        assert made.publish("x/y", payload)
+    _heard(heard, len(sent), 30)
+    assert not down, "two threads wrote into one connection"
+    assert [sha256(m.payload).digest() for m in heard] == [sha256(p).digest() for p in sent]
+
+
+def test_a_message_waits_for_nobody(link):
+    made, heard, _ = link
+    took = []
+    for number in range(1, 31):
+        started = time.monotonic()
+        made.publish("x/y", b"x" * 20_000)
+        _heard(heard, number, 5)
+        took.append(time.monotonic() - started)
+    assert max(took) < 0.5, took  # a select that nobody wakes sleeps a second
