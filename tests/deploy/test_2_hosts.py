@@ -34,7 +34,7 @@ from skywave.mqtt import tls_context
 settings = config.load("/etc/skywave/client.toml", config.Client).mqtt
 heard = []
 until = time.monotonic() + 20
-while not heard and time.monotonic() < until:  # the host's own client takes the name back at once: try until the broker answers
+while not heard and time.monotonic() < until:  # the own client takes the name back: until the broker answers
     client = paho.Client(paho.CallbackAPIVersion.VERSION2, "anybody", protocol=paho.MQTTv5)
     client.tls_set_context(tls_context(settings))
     client.on_publish = lambda _client, _data, _mid, reason, _properties: heard.append(str(reason))
