@@ -88,8 +88,18 @@ def server(path: str) -> None:
 @click.option("--seed", type=int, help="Same seed, same values.")
 @click.option("--ledger", type=click.Path(dir_okay=False), help="File to note every reading in before it is sent.")
 @click.option("--limit", type=click.IntRange(1), help="Close each connection after as many readings.")
+@click.option("--acknowledged", is_flag=True,
+              help="Number the readings and keep them until the client has committed them.")  # fmt: skip
 def emulator(
-    kind: str, host: str, port: int, rate: float, shape: str, seed: int | None, ledger: str | None, limit: int | None
+    kind: str,
+    host: str,
+    port: int,
+    rate: float,
+    shape: str,
+    seed: int | None,
+    ledger: str | None,
+    limit: int | None,
+    acknowledged: bool,
 ) -> None:
     """Be a sensor: send frames to everybody who connects.
 
@@ -98,7 +108,7 @@ def emulator(
     """
     from .emulator.sensor import SensorEmulator
 
-    sensor = SensorEmulator(kind, port, host, rate, shape, seed, ledger, limit)
+    sensor = SensorEmulator(kind, port, host, rate, shape, seed, ledger, limit, acknowledged)
     worker = Worker("sensor", sensor.run)
     worker.start()
     try:

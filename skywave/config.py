@@ -70,6 +70,11 @@ class Sensor:
     host: str = setting("127.0.0.1", "Sensor's host name or address.")
     port: int = setting(..., "Sensor's TCP port.", (1, 65535))
     key: str = setting("", "data_key of its readings; the sensor's name if empty.")
+    acknowledged: bool = setting(
+        False,
+        "The sensor numbers its readings and keeps them until the client has committed them (docs/formats.md): then not "
+        "even a killed client loses one.",
+    )
 
 
 @dataclass(frozen=True, kw_only=True)

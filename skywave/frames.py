@@ -1,9 +1,18 @@
 """The sensors' framing: a 10-byte ASCII header with the payload's length, left-justified and padded with spaces, then
-the payload, a decimal number in ASCII (``b"4         21.5"``)."""
+the payload, a decimal number in ASCII (``b"4         21.5"``).
+
+Acknowledged intake uses the same frames for three words, each with a stream and a number (``b"after 17 4711"``). A sensor's
+stream is a random number that it draws when it starts; its readings count 1, 2, 3 … within it.
+
+* ``after`` (client, once): go on after this reading; stream 0 if the client knows of none.
+* ``first`` (sensor, once): the number of the reading that comes next, and of which stream; then come readings only.
+* ``ack`` (client, after each commit): readings up to this one are in the outbox, the sensor may forget them.
+"""
 
 from __future__ import annotations
 
 import math
+from typing import NamedTuple
 
 HEADER_BYTES = 10
 MAX_PAYLOAD = 64
@@ -93,3 +102,35 @@ class FrameParser:
 def frame(payload: bytes) -> bytes:
     """``payload`` as a frame."""
     return b"%-10d%b" % (len(payload), payload)
+
+
+class Word(NamedTuple):
+    """A word of acknowledged intake: ``word`` is after, first or ack."""
+
+    word: str
+    stream: int
+    seq: int
+
+    def encode(self) -> bytes:
+        """The word as a frame."""
+        return frame(f"{self.word} {self.stream} {self.seq}".encode())
+
+
+def take_word(buffer: bytes) -> tuple[Word | None, bytes]:
+    """The word that ``buffer`` begins with, and what follows it; None while it is not whole. ``ValueError``: no word."""
+    if len(buffer) < HEADER_BYTES:
+        return None, buffer
+    header = buffer[:HEADER_BYTES].rstrip(b" ")
+    if not header.isdigit() or int(header) > MAX_PAYLOAD:
+        raise ValueError(f"header {header!r} is not a word's length")
+    end = HEADER_BYTES + int(header)
+    if len(buffer) < end:
+        return None, buffer
+    payload = buffer[HEADER_BYTES:end]
+    word, *numbers = payload.split(b" ")
+    if word not in (b"after", b"first", b"ack") or len(numbers) != 2 or not all(n.isdigit() for n in numbers):
+        raise ValueError(f"{payload!r} is no word of acknowledged intake")
+    stream, seq = map(int, numbers)
+    if stream >= 1 << 63 or seq >= 1 << 63:
+        raise ValueError(f"{payload!r} has a number past 63 bits")
+    return Word(word.decode(), stream, seq), buffer[end:]

@@ -57,25 +57,34 @@ class Stand:
         self.sensors: list[tuple[int, str]] = []
 
     def add_sensor(
-        self, kind: str, client_id: int, rate: float, signal: str = "counter", port: int | None = None
+        self, kind: str, client_id: int, rate: float, signal: str = "counter", port: int | None = None, *more: str
     ) -> int:
         name = f"{kind}-{client_id}"
         port = port or free_port()
         arguments = ["emulator", "--kind", kind, "--port", str(port), "--rate", str(rate), "--signal", signal]
         self.parts[name] = Skywave(
-            self, name, *arguments, "--seed", "1", "--ledger", str(self.folder / name / "ledger")
+            self, name, *arguments, "--seed", "1", "--ledger", str(self.folder / name / "ledger"), *more
         )
         self.sensors.append((client_id, kind))
         self.parts[name].start()
         return port
 
     def add_client(
-        self, client_id: int, outbox: str, rate: float = 1000, extra: str = "", interval: float = 0.5
+        self,
+        client_id: int,
+        outbox: str,
+        rate: float = 1000,
+        extra: str = "",
+        interval: float = 0.5,
+        acknowledged: bool = False,
     ) -> Skywave:
         """A client with three sensors of its own; ``rate`` is their sum."""
         name, http = f"client-{client_id}", free_port()
+        more = ["--acknowledged"] if acknowledged else []
         sensors = "".join(
-            f"[sensors.{kind}]\nport = {self.add_sensor(kind, client_id, rate / len(KINDS))}\n" for kind in KINDS
+            f"[sensors.{kind}]\nport = {self.add_sensor(kind, client_id, rate / len(KINDS), 'counter', None, *more)}\n"
+            f"acknowledged = {str(acknowledged).lower()}\n"
+            for kind in KINDS
         )
         path = self.folder / f"{name}.toml"
         path.write_text(

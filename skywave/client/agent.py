@@ -10,8 +10,8 @@ from dataclasses import asdict
 from .. import __version__, config
 from ..handover import take_over
 from ..service import Figure, Rate, Snapshot, Worker, rss_bytes, run_until_signal, serve_figures
+from .intake import Intake
 from .outbox import open_outbox
-from .sensors import Intake
 from .uplink import Uplink
 
 log = logging.getLogger(__name__)
@@ -49,6 +49,13 @@ FIGURES = [
     ),
     Figure("sensors.*.disconnects", "skywave_client_sensor_disconnects", "Connections that ended.", True, "sensor"),
     Figure("sensors.*.stalls", "skywave_client_sensor_stalls", "Times the sensor fell silent.", True, "sensor"),
+    Figure(
+        "sensors.*.missed",
+        "skywave_client_sensor_missed",
+        "Readings that a sensor had no more when it was asked.",
+        True,
+        "sensor",
+    ),
     Figure("rss_bytes", "skywave_client_rss_bytes", "Resident memory."),
 ]
 

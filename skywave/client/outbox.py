@@ -6,8 +6,8 @@ deletes and fixes days.
 
 What holds:
 
-* ``append`` returns after the commit. A batch and its stream's account are one transaction, and appending the same
-  batch again after a commit of unknown outcome changes nothing.
+* ``append`` returns after the commit. Batches, their stream's account and the positions of the sensors they came from
+  are one transaction, and appending the same batches again after a commit of unknown outcome changes nothing.
 * A batch is never altered. It leaves by ``delete`` (acknowledged) or ``drop_oldest`` (declared lost), and both keep
   the tally in the same transaction, so the backlog is known without reading it.
 * ``day`` rules say "batches from id N on: day D" (or: none yet); a batch's day is the rule with the largest N <= id.
@@ -19,11 +19,11 @@ import bisect
 import os
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import date
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from .. import config
 from ..batch import Batch
@@ -46,6 +46,7 @@ _SCHEMA = (
     "CREATE TABLE IF NOT EXISTS day (from_id BIGINT PRIMARY KEY, day TEXT)",
     "CREATE TABLE IF NOT EXISTS dropped (stream BIGINT NOT NULL, first_seq BIGINT NOT NULL, last_seq BIGINT NOT NULL,"
     " reason TEXT NOT NULL, PRIMARY KEY (stream, first_seq))",
+    "CREATE TABLE IF NOT EXISTS sensor (name TEXT PRIMARY KEY, stream BIGINT NOT NULL, seq BIGINT NOT NULL)",
     "INSERT INTO gone VALUES (1, 0, 0, 0) ON CONFLICT DO NOTHING",
 )
 _COLUMNS = "id, stream, first_seq, count, made_at, since, payload"
@@ -58,6 +59,13 @@ class Backlog:
     batches: int
     readings: int
     bytes: int
+
+
+class Position(NamedTuple):
+    """Up to which reading of which of its streams a sensor that numbers its readings was taken in."""
+
+    stream: int
+    seq: int
 
 
 class Days:
@@ -153,26 +161,38 @@ class Outbox(ABC):
 
     # -- the intake's side -------------------------------------------------------------------------------------------
 
-    def append(self, batch: Batch) -> None:
-        """Commits a batch; doing so again is harmless."""
-        known = self.query("SELECT last_seq FROM stream WHERE stream = ?", (batch.stream,)) if self._in_doubt else []
-        if known and known[0][0] >= batch.last_seq:
+    def append(self, batches: Sequence[Batch], positions: Mapping[str, Position] | None = None) -> None:
+        """Commits batches of one stream and their sensors' positions at once; doing so again is harmless."""
+        stream, last_seq = batches[-1].stream, batches[-1].last_seq
+        known = self.query("SELECT last_seq FROM stream WHERE stream = ?", (stream,)) if self._in_doubt else []
+        if known and known[0][0] >= last_seq:
             self._in_doubt = False
             return
         self._in_doubt = True
-        since = batch.since.isoformat() if batch.since else None
-        row = (batch.id, batch.stream, batch.first_seq, batch.count, batch.made_at, since, batch.payload)
+        size = sum(len(batch.payload) for batch in batches)
+        rows = [
+            (b.id, b.stream, b.first_seq, b.count, b.made_at, b.since.isoformat() if b.since else None, b.payload)
+            for b in batches
+        ]
         self.transaction(
             [
-                (f"INSERT INTO batch ({_COLUMNS}) VALUES (?, ?, ?, ?, ?, ?, ?)", row),
+                *((f"INSERT INTO batch ({_COLUMNS}) VALUES (?, ?, ?, ?, ?, ?, ?)", row) for row in rows),
                 (
-                    "UPDATE stream SET last_seq = ?, batches = batches + 1, bytes = bytes + ? WHERE stream = ?",
-                    (batch.last_seq, len(batch.payload), batch.stream),
+                    "UPDATE stream SET last_seq = ?, batches = batches + ?, bytes = bytes + ? WHERE stream = ?",
+                    (last_seq, len(batches), size, stream),
+                ),
+                *(
+                    (
+                        "INSERT INTO sensor VALUES (?, ?, ?)"
+                        " ON CONFLICT (name) DO UPDATE SET stream = excluded.stream, seq = excluded.seq",
+                        (name, *position),
+                    )
+                    for name, position in (positions or {}).items()
                 ),
             ]
         )
         self._in_doubt = False
-        self._most_bytes += len(batch.payload)
+        self._most_bytes += size
 
     _in_doubt = False
 
@@ -207,6 +227,10 @@ class Outbox(ABC):
         except OSError:
             return 1 << 62  # no such path here (a remote database): only max_bytes bounds it
         return stat.f_bavail * stat.f_frsize
+
+    def positions(self) -> dict[str, Position]:
+        """How far each sensor that numbers its readings was taken in."""
+        return {name: Position(stream, seq) for name, stream, seq in self.query("SELECT name, stream, seq FROM sensor")}
 
     # -- the uplink's side -------------------------------------------------------------------------------------------
 

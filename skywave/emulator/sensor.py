@@ -2,6 +2,8 @@
 
 With a ledger it first writes down what it is about to send. The ledger is the oracle of every zero-loss test: what was
 sent is known from the sender, never from the table under test.
+
+With acknowledged intake it serves one client, keeps what that has not acknowledged, and goes on where the client says.
 """
 
 from __future__ import annotations
@@ -11,15 +13,18 @@ import itertools
 import logging
 import math
 import random
+import select
 import socket
 import threading
 import time
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import IO
 
 from ..errors import SkywaveError
-from ..frames import frame
+from ..frames import Word, frame, take_word
+from .series import Series
 
 log = logging.getLogger(__name__)
 
@@ -28,7 +33,10 @@ KINDS = {"temperature": (21.0, 5.0), "pressure": (1013.0, 12.0), "height": (120.
 SIGNALS = ("random", "sine", "walk", "counter")
 SEND_BUFFER_BYTES = 64 << 10
 FAST_CHUNK = 500
+SEND_AT_ONCE = 5000
 TICK_S = 0.002
+GREETING_S = 10.0
+STOP_GRACE_S = 10.0
 STUCK_AFTER_S = 30.0
 
 
@@ -54,7 +62,16 @@ class Ledger:
     """A text file of what was sent: a line ``connection payload`` for each reading, written before it is sent."""
 
     def __init__(self, path: str | Path) -> None:
-        self._file: IO[bytes] = Path(path).open("ab", buffering=0)  # noqa: SIM115  closed by close()
+        self._file: IO[bytes] = Path(path).open("a+b", buffering=0)  # noqa: SIM115  closed by close()
+        self._file.seek(0)
+        # A process that was killed may have left half a line, which it did not send.
+        whole = self._file.read().rpartition(b"\n")[0]
+        self._file.truncate(len(whole) + 1 if whole else 0)
+        lines = whole.splitlines()
+        self.readings = len(lines)
+        """How many it held when it was opened."""
+        self.connections = max((int(line.split()[0]) for line in lines), default=0)
+        """The highest number of a connection that it held then."""
         self._lock = threading.Lock()
 
     def note(self, connection: int, payloads: list[bytes]) -> None:
@@ -81,7 +98,8 @@ def read_ledger(path: str | Path) -> dict[int, list[float]]:
 
 class SensorEmulator:
     """Listens on ``port`` (0 picks a free one; read it back from ``port``). ``rate`` is readings/s on each connection,
-    0 as fast as the reader takes them; ``limit`` ends each connection after as many readings."""
+    0 as fast as the reader takes them; ``limit`` ends each connection after as many readings. ``acknowledged`` turns
+    acknowledged intake on: then there is one client, and ``limit`` counts over all its connections."""
 
     def __init__(
         self,
@@ -93,13 +111,16 @@ class SensorEmulator:
         seed: int | None = None,
         ledger: str | Path | None = None,
         limit: int | None = None,
+        acknowledged: bool = False,
     ) -> None:
         self._kind, self._rate, self._signal, self._limit = kind, rate, signal, limit
         self._seed = random.SystemRandom().randrange(2**32) if seed is None else seed
         self._ledger = Ledger(ledger) if ledger else None
-        self._counter = itertools.count(1)
-        self._connections = itertools.count(1)
+        # A ledger is gone on with: a counter's values stay unique, and so do the numbers of connections.
+        self._counter = itertools.count(1 + (self._ledger.readings if self._ledger else 0))
+        self._connections = itertools.count(1 + (self._ledger.connections if self._ledger else 0))
         self._stopping = threading.Event()
+        self._stopped_at = 0.0
         self._threads: list[threading.Thread] = []
         try:
             self._listener = socket.create_server((host, port))
@@ -107,6 +128,9 @@ class SensorEmulator:
             raise SkywaveError(f"cannot listen on {host}:{port}: {error.strerror}", "Choose another --port.") from error
         self._listener.settimeout(0.2)
         self.port: int = self._listener.getsockname()[1]
+        self._series = self._new_series() if acknowledged else None
+        self._taken_over: socket.socket | None = None
+        self._serving = threading.Lock()
         self.sent = 0
         self.connected = 0
         self._turned_at = time.monotonic()
@@ -114,7 +138,7 @@ class SensorEmulator:
     def run(self) -> None:
         """Serves until ``stop``; then every connection is closed after its last whole frame."""
         with self._listener:
-            while not self._stopping.is_set():
+            while not self._stopping.is_set() or self._unsaid():
                 self._turned_at = time.monotonic()
                 try:
                     sock, peer = self._listener.accept()
@@ -131,6 +155,7 @@ class SensorEmulator:
 
     def stop(self) -> None:
         """Asks ``run`` to return."""
+        self._stopped_at = time.monotonic()
         self._stopping.set()
 
     def health(self) -> str:
@@ -141,23 +166,72 @@ class SensorEmulator:
     def _serve(self, sock: socket.socket, peer: tuple[str, int], number: int) -> None:
         log.info("%s: connection %d from %s:%d", self._kind, number, *peer[:2])
         self.connected += 1
-        payloads = signal_values(self._signal, self._kind, random.Random(self._seed + number), self._counter)
-        if self._limit is not None:
-            payloads = itertools.islice(payloads, self._limit)
         with sock, contextlib.suppress(OSError):
             # Small buffers: what stands in them when the reader is killed is lost with it.
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SEND_BUFFER_BYTES)
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-            for count in self._pace():
-                chunk = list(itertools.islice(payloads, count))
-                if not chunk:
-                    break
-                if self._ledger:
-                    self._ledger.note(number, chunk)
-                sock.sendall(b"".join(map(frame, chunk)))
-                self.sent += len(chunk)
+            if self._series:
+                self._send_acknowledged(sock, self._series)
+            else:
+                self._send(sock, number)
         self.connected -= 1
         log.info("%s: connection %d ended", self._kind, number)
+
+    def _payloads(self, number: int) -> Iterator[bytes]:
+        payloads = signal_values(self._signal, self._kind, random.Random(self._seed + number), self._counter)
+        return payloads if self._limit is None else itertools.islice(payloads, self._limit)
+
+    def _send(self, sock: socket.socket, number: int) -> None:
+        payloads = self._payloads(number)
+        for count in self._pace():
+            chunk = list(itertools.islice(payloads, count))
+            if not chunk:
+                break
+            if self._ledger:
+                self._ledger.note(number, chunk)
+            sock.sendall(b"".join(map(frame, chunk)))
+            self.sent += len(chunk)
+
+    # -- acknowledged intake -----------------------------------------------------------------------------------------
+
+    def _new_series(self) -> Series:
+        number = next(self._connections)  # in the ledger, a series is what a connection is otherwise
+        return Series(self._payloads(number), partial(self._ledger.note, number) if self._ledger else lambda _: None)
+
+    def _send_acknowledged(self, sock: socket.socket, series: Series) -> None:
+        if before := self._taken_over:
+            with contextlib.suppress(OSError):
+                before.shutdown(socket.SHUT_RDWR)
+        self._taken_over = sock
+        with self._serving:
+            sock.settimeout(GREETING_S)
+            words: list[Word] = []
+            buffer = b""
+            while not words:
+                words, buffer = _hear(sock, buffer)
+            seq = series.next_after(words[0].stream, words[0].seq)
+            sock.sendall(Word("first", series.stream, seq).encode())
+            sock.settimeout(None)
+            for count in itertools.chain(self._pace(), self._last_words()):
+                series.measure(count)
+                chunk = series.since(seq, SEND_AT_ONCE)
+                sock.sendall(b"".join(map(frame, chunk)))
+                seq += len(chunk)
+                self.sent += len(chunk)
+                while select.select([sock], [], [], 0 if chunk else TICK_S)[0]:
+                    words, buffer = _hear(sock, buffer)
+                    for word in words:
+                        series.acknowledge(word.stream, word.seq)
+                if series.done:
+                    break
+
+    def _last_words(self) -> Iterator[int]:
+        """A stopping sensor measures no more, but waits a while until its readings are acknowledged."""
+        while self._unsaid():
+            yield 0
+
+    def _unsaid(self) -> bool:
+        return bool(self._series and self._series.kept and time.monotonic() < self._stopped_at + STOP_GRACE_S)
 
     def _pace(self) -> Iterator[int]:
         """How many readings to send now, again and again, sleeping in between."""
@@ -176,3 +250,19 @@ class SensorEmulator:
                 sent += due + late
                 yield due
             self._stopping.wait(max(TICK_S, (sent + 1) / self._rate - (time.monotonic() - started)))
+
+
+def _hear(sock: socket.socket, buffer: bytes) -> tuple[list[Word], bytes]:
+    """Reads once; the words that are whole and what is left. ``OSError`` if there is nothing to hear or it is no word."""
+    data = sock.recv(4096)
+    if not data:
+        raise ConnectionResetError
+    words, buffer = [], buffer + data
+    try:
+        while (found := take_word(buffer))[0]:
+            words.append(found[0])
+            buffer = found[1]
+    except ValueError as error:
+        log.warning("%s", error)
+        raise ConnectionAbortedError from error
+    return words, buffer

@@ -9,7 +9,7 @@ import pytest
 
 from skywave import config
 from skywave.batch import Batch
-from skywave.client.outbox import Backlog, Days, open_outbox
+from skywave.client.outbox import Backlog, Days, Position, open_outbox
 from skywave.errors import OutboxError, OutboxUnavailable
 from skywave.messages import Dropped, Produced, Range
 
@@ -41,7 +41,7 @@ def fill(box, stream, count, size=1000):
     first_id = box.start_stream(stream)
     batches = [batch(first_id + i, i * 10 + 1, stream, size=size) for i in range(count)]
     for item in batches:
-        box.append(item)
+        box.append([item])
     return batches
 
 
@@ -49,7 +49,7 @@ def test_what_is_appended_is_read_back_byte_by_byte_in_order(outbox):
     first = outbox.start_stream(5)
     batches = [batch(first, 1, since=DAY), batch(first + 1, 11, size=20_000), batch(first + 2, 21, size=0)]
     for item in batches:
-        outbox.append(item)
+        outbox.append([item])
     assert outbox.read(0, 10**9, 10) == batches
     assert outbox.read(first + 1, first + 1, 10) == batches[1:2]
     assert outbox.read(0, 10**9, 2) == batches[:2]
@@ -65,9 +65,23 @@ def test_another_connection_sees_a_committed_batch(outbox, settings):
 def test_appending_again_after_a_commit_of_unknown_outcome_changes_nothing(outbox):
     batches = fill(outbox, 5, 2)
     outbox._in_doubt = True  # as a lost connection leaves it
-    outbox.append(batches[-1])
+    outbox.append([batches[-1]])
     assert outbox.read(0, 10**9, 10) == batches
     assert outbox.backlog() == Backlog(2, 20, 2000)
+
+
+def test_batches_and_positions_are_committed_together_or_not_at_all(outbox, settings):
+    first = outbox.start_stream(5)
+    group = [batch(first, 1), batch(first + 1, 11)]
+    outbox.append(group, {"a": Position(2**63 - 1, 7), "b": Position(3, 1)})
+    outbox.append([batch(first + 2, 21)], {"a": Position(4, 1)})
+    with pytest.raises((OutboxError, OutboxUnavailable)):  # the second has an id that is taken
+        outbox.append([batch(first + 3, 31), batch(first, 41)], {"b": Position(3, 99)})
+    other = open_outbox(settings)
+    assert other.positions() == {"a": Position(4, 1), "b": Position(3, 1)}
+    assert [b.id for b in other.read(0, 10**9, 10)] == [first, first + 1, first + 2]
+    assert other.backlog() == Backlog(3, 30, 3000)
+    other.close()
 
 
 def test_the_tally_follows_appends_deletes_and_repeated_deletes(outbox):
@@ -179,7 +193,7 @@ def test_a_random_sequence_agrees_with_a_dictionary(outbox, rng):
             count = rng.randrange(1, 50)
             item = batch(next_id, next_seq, count=count, size=rng.randrange(500))
             next_id, next_seq = next_id + 1, next_seq + count
-            outbox.append(item)
+            outbox.append([item])
             held[item.id] = item
         elif held:
             gone = rng.sample(sorted(held), rng.randrange(1, len(held) + 1))
