@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import os
 import pwd
+import random
 import shutil
 import signal
 import socket
@@ -19,8 +20,11 @@ from pathlib import Path
 
 
 def free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as sock:
-        return sock.getsockname()[1]
+    """A port below those that the kernel gives to outgoing connections: one of these could take it while its part is dead."""
+    while True:
+        port = random.SystemRandom().randrange(10_000, 32_000)
+        with contextlib.suppress(OSError), socket.create_server(("127.0.0.1", port)):
+            return port
 
 
 def wait_for(condition: Callable[[], object], seconds: float, what: str | Callable[[], str], pause: float = 0.05):
@@ -50,10 +54,10 @@ class Part:
 
     user: str | None = None
 
-    def __init__(self, name: str) -> None:
+    def __init__(self, name: str, base: Path | None = None) -> None:
         self.name = name
         self.port = free_port()
-        self.folder = Path(tempfile.mkdtemp(prefix=f"skywave-{name}-"))
+        self.folder = Path(tempfile.mkdtemp(prefix=f"skywave-{name}-", dir=base))
         if self.user:
             shutil.chown(self.folder, self.user)
         self.process: subprocess.Popen | None = None
@@ -119,10 +123,11 @@ class Mosquitto(Part):
 class Postgres(Part):
     user = "postgres" if os.getuid() == 0 else None
 
-    def __init__(self) -> None:
+    def __init__(self, base: Path | None = None, **options: object) -> None:
         if self.user:
             pwd.getpwnam(self.user)
-        super().__init__("postgres")
+        super().__init__("postgres", base)
+        self.options = options
         self.data = self.folder / "data"
         self.databases = 0
         subprocess.run(
@@ -132,7 +137,12 @@ class Postgres(Part):
         )  # fmt: skip
 
     def command(self) -> list[str]:
-        options = {"port": self.port, "listen_addresses": "127.0.0.1", "unix_socket_directories": str(self.folder)}
+        options = {
+            "port": self.port,
+            "listen_addresses": "127.0.0.1",
+            "unix_socket_directories": str(self.folder),
+            **self.options,
+        }
         flags = [word for key, value in options.items() for word in ("-c", f"{key}={value}")]
         return [which("postgres"), "-D", str(self.data), *flags]
 
@@ -178,8 +188,8 @@ CLICKHOUSE_USERS = """<yandex>
 
 
 class ClickHouse(Part):
-    def __init__(self) -> None:
-        super().__init__("clickhouse")
+    def __init__(self, base: Path | None = None) -> None:
+        super().__init__("clickhouse", base)
         config = CLICKHOUSE_CONFIG.format(folder=self.folder, port=self.port, http=free_port(), interserver=free_port())
         (self.folder / "config.xml").write_text(config)
         (self.folder / "users.xml").write_text(CLICKHOUSE_USERS)

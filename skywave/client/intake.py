@@ -88,7 +88,7 @@ class Intake:
                     self._commit()
                 if got < CHUNK_BYTES // 4 and self._settings.poll_interval:
                     # One look at many bytes costs less than many looks at few.
-                    time.sleep(max(0.0, min(self._due_in(time.monotonic()), self._settings.poll_interval)))
+                    self._stopping.wait(max(0.0, min(self._due_in(time.monotonic()), self._settings.poll_interval)))
             self._drain()
             if self._sensors.open:
                 self._commit()

@@ -8,16 +8,19 @@ What holds:
 
 * ``append`` returns after the commit. Batches, their stream's account and the positions of the sensors they came from
   are one transaction, and appending the same batches again after a commit of unknown outcome changes nothing.
-* A batch is never altered. It leaves by ``delete`` (acknowledged) or ``drop_oldest`` (declared lost), and both keep
-  the tally in the same transaction, so the backlog is known without reading it.
+* A batch is never altered, and has a checksum: one that the disk has altered is declared lost when it is read. Else it
+  leaves by ``delete`` (acknowledged) or ``drop_oldest`` (declared lost). All keep the tally in the same transaction, so
+  the backlog is known without reading it.
 * ``day`` rules say "batches from id N on: day D" (or: none yet); a batch's day is the rule with the largest N <= id.
 """
 
 from __future__ import annotations
 
 import bisect
+import logging
 import os
 import time
+import zlib
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -30,13 +33,15 @@ from ..batch import Batch
 from ..errors import OutboxError
 from ..messages import Dropped, Produced, Range
 
-SCHEMA_VERSION = "1"
+log = logging.getLogger(__name__)
+
+SCHEMA_VERSION = "2"
 Statement = tuple[str, Sequence[Any]]
 
 _SCHEMA = (
     "CREATE TABLE IF NOT EXISTS meta (name TEXT PRIMARY KEY, value TEXT NOT NULL)",
     "CREATE TABLE IF NOT EXISTS batch (id BIGINT PRIMARY KEY, stream BIGINT NOT NULL, first_seq BIGINT NOT NULL,"
-    " count BIGINT NOT NULL, made_at BIGINT NOT NULL, since TEXT, payload {blob} NOT NULL)",
+    " count BIGINT NOT NULL, made_at BIGINT NOT NULL, since TEXT, payload {blob} NOT NULL, crc BIGINT NOT NULL)",
     # One row a start of the client: where the stream's batches begin, and all that was ever appended to it.
     "CREATE TABLE IF NOT EXISTS stream (stream BIGINT PRIMARY KEY, first_id BIGINT NOT NULL, last_seq BIGINT NOT NULL,"
     " batches BIGINT NOT NULL, bytes BIGINT NOT NULL)",
@@ -49,7 +54,7 @@ _SCHEMA = (
     "CREATE TABLE IF NOT EXISTS sensor (name TEXT PRIMARY KEY, stream BIGINT NOT NULL, seq BIGINT NOT NULL)",
     "INSERT INTO gone VALUES (1, 0, 0, 0) ON CONFLICT DO NOTHING",
 )
-_COLUMNS = "id, stream, first_seq, count, made_at, since, payload"
+COLUMNS = "id, stream, first_seq, count, made_at, since, payload, crc"
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,6 +64,11 @@ class Backlog:
     batches: int
     readings: int
     bytes: int
+
+
+def checksum(stream: int, first_seq: int, count: int, payload: bytes) -> int:
+    """CRC-32 of a batch's name and bytes."""
+    return zlib.crc32(payload, zlib.crc32(b"%d %d %d" % (stream, first_seq, count)))
 
 
 class Position(NamedTuple):
@@ -103,6 +113,10 @@ class Days:
     def last_heard(self) -> date | None:
         """The last day that was ever fixed."""
         return max((day for day in self._days if day), default=None)
+
+
+def _as_date(text: str | None) -> date | None:
+    return date.fromisoformat(text) if text else None
 
 
 class Outbox(ABC):
@@ -171,12 +185,21 @@ class Outbox(ABC):
         self._in_doubt = True
         size = sum(len(batch.payload) for batch in batches)
         rows = [
-            (b.id, b.stream, b.first_seq, b.count, b.made_at, b.since.isoformat() if b.since else None, b.payload)
+            (
+                b.id,
+                b.stream,
+                b.first_seq,
+                b.count,
+                b.made_at,
+                b.since.isoformat() if b.since else None,
+                b.payload,
+                checksum(b.stream, b.first_seq, b.count, b.payload),
+            )
             for b in batches
         ]
         self.transaction(
             [
-                *((f"INSERT INTO batch ({_COLUMNS}) VALUES (?, ?, ?, ?, ?, ?, ?)", row) for row in rows),
+                *((f"INSERT INTO batch ({COLUMNS}) VALUES (?, ?, ?, ?, ?, ?, ?, ?)", row) for row in rows),
                 (
                     "UPDATE stream SET last_seq = ?, batches = batches + ?, bytes = bytes + ? WHERE stream = ?",
                     (last_seq, len(batches), size, stream),
@@ -237,12 +260,21 @@ class Outbox(ABC):
     def read(self, first_id: int, last_id: int, limit: int) -> list[Batch]:
         """Up to ``limit`` batches with ``first_id`` <= id <= ``last_id``, in order of id."""
         rows = self.query(
-            f"SELECT {_COLUMNS} FROM batch WHERE id >= ? AND id <= ? ORDER BY id LIMIT ?", (first_id, last_id, limit)
+            f"SELECT {COLUMNS} FROM batch WHERE id >= ? AND id <= ? ORDER BY id LIMIT ?", (first_id, last_id, limit)
         )
-        return [
-            Batch(batch_id, stream, first, count, made_at, date.fromisoformat(since) if since else None, bytes(payload))
-            for batch_id, stream, first, count, made_at, since, payload in rows
-        ]
+        batches: list[Batch] = []
+        damaged: list[Batch] = []
+        for batch_id, stream, first, count, made_at, since, payload, crc in rows:
+            batch = Batch(batch_id, stream, first, count, made_at, _as_date(since), bytes(payload))
+            (batches if checksum(stream, first, count, batch.payload) == crc else damaged).append(batch)
+        if not damaged:
+            return batches
+        for batch in damaged:
+            log.error("outbox: batch %d is damaged, readings %d to %d of stream %d are lost",
+                      batch.id, batch.first_seq, batch.last_seq, batch.stream)  # fmt: skip
+        ranges = [Dropped(b.stream, b.first_seq, b.last_seq, "damaged on the disk") for b in damaged]
+        self._remove([batch.id for batch in damaged], ranges)
+        return self.read(first_id, last_id, limit)
 
     def delete(self, ids: Sequence[int]) -> None:
         """Removes acknowledged batches."""
@@ -268,7 +300,7 @@ class Outbox(ABC):
     def days(self) -> Days:
         """The day rules."""
         rows = self.query("SELECT from_id, day FROM day")
-        return Days((from_id, date.fromisoformat(day) if day else None) for from_id, day in rows)
+        return Days((from_id, _as_date(day)) for from_id, day in rows)
 
     def fix_day(self, from_id: int, day: date | None) -> None:
         """Durably fixes the day of the batches from ``from_id`` on, and forgets rules that no batch needs."""

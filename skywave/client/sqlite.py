@@ -17,6 +17,7 @@ from typing import Any
 from .. import config
 from ..errors import OutboxError, OutboxUnavailable
 from .outbox import Outbox, Statement
+from .salvage import salvage
 
 log = logging.getLogger(__name__)
 
@@ -31,20 +32,31 @@ class SqliteOutbox(Outbox):
         super().__init__(settings)
         self._connection: sqlite3.Connection | None = None
         self._lock_file: int | None = None
+        self._damaged = Path(f"{self._path}.damaged")  # made when SQLite finds the file damaged, for the next start
 
     def default_disk_path(self) -> str:
         """The file's folder."""
         return str(self._path.parent)
 
     def create(self, client_id: int) -> None:
-        """See ``Outbox.create``. A file that is no database any more is set aside, and a new one is begun."""
+        """See ``Outbox.create``. A file that was found damaged is set aside, and what can be read of it is taken over."""
+        if not self._damaged.exists():
+            try:
+                super().create(client_id)
+                return
+            except OutboxError:
+                if not self._damaged.exists():
+                    raise
+        aside = self._set_aside()
+        super().create(client_id)
         try:
-            super().create(client_id)
-        except OutboxError as error:
-            if not isinstance(error.__cause__, sqlite3.DatabaseError):
-                raise
-            self._set_aside(str(error))
-            super().create(client_id)
+            for statements in salvage(aside):
+                self.transaction(statements)
+        except (OutboxError, sqlite3.Error) as error:
+            log.error("outbox: no more can be read of %s: %s", aside, error)
+        found = self.backlog()
+        log.error("outbox: %s was damaged and is set aside as %s; %d readings in %d batches were taken over",
+                  self._path, aside.name, found.readings, found.batches)  # fmt: skip
 
     def transaction(self, statements: Sequence[Statement]) -> None:
         """See ``Outbox.transaction``."""
@@ -60,14 +72,14 @@ class SqliteOutbox(Outbox):
                     connection.execute("ROLLBACK")
                 raise
         except sqlite3.Error as error:
-            raise _translated(error) from error
+            raise self._translated(error) from error
 
     def query(self, sql: str, parameters: Sequence[Any] = ()) -> list[tuple[Any, ...]]:
         """See ``Outbox.query``."""
         try:
             return self._connect().execute(sql, tuple(parameters)).fetchall()
         except sqlite3.Error as error:
-            raise _translated(error) from error
+            raise self._translated(error) from error
 
     def lock(self) -> None:
         """Locks a file beside the database, because SQLite's own locks end with each transaction."""
@@ -84,12 +96,16 @@ class SqliteOutbox(Outbox):
 
     def close(self) -> None:
         """See ``Outbox.close``."""
-        if self._connection is not None:
-            self._connection.close()
-        self._connection = None
+        self._close_connection()
         if self._lock_file is not None:
             os.close(self._lock_file)
         self._lock_file = None
+
+    def _close_connection(self) -> None:
+        """Ends the connection and keeps the lock."""
+        if self._connection is not None:
+            self._connection.close()
+        self._connection = None
 
     def _connect(self) -> sqlite3.Connection:
         if self._connection is None:
@@ -99,19 +115,22 @@ class SqliteOutbox(Outbox):
             self._connection = connection
         return self._connection
 
-    def _set_aside(self, why: str) -> None:
-        if self._connection is not None:
-            self._connection.close()
-        self._connection = None
-        stamp = time.strftime("%Y%m%dT%H%M%S", time.gmtime())
+    def _set_aside(self) -> Path:
+        self._close_connection()
+        aside = Path(f"{self._path}.damaged-{time.strftime('%Y%m%dT%H%M%S', time.gmtime())}")
         for suffix in ("", "-wal", "-shm"):
             file = Path(f"{self._path}{suffix}")
             if file.exists():
-                file.rename(f"{file}.damaged-{stamp}")
-        log.error("outbox: %s; %s is set aside as %s.damaged-%s", why, self._path, self._path, stamp)
+                file.rename(f"{aside}{suffix}")
+        self._damaged.unlink(missing_ok=True)
+        return aside
 
-
-def _translated(error: sqlite3.Error) -> Exception:
-    if isinstance(error, sqlite3.OperationalError):
-        return OutboxUnavailable(f"sqlite: {error}", "Check the file's folder, its rights and the free disk space.")
-    return OutboxError(f"sqlite: {error}", "The file is damaged; set it aside, its readings may be lost.")
+    def _translated(self, error: sqlite3.Error) -> Exception:
+        if getattr(error, "sqlite_errorcode", 0) & 0xFF in (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB):
+            self._damaged.touch()
+            return OutboxError(
+                f"sqlite: {error}", "The next start sets the file aside and takes over what can be read."
+            )
+        if isinstance(error, sqlite3.OperationalError):
+            return OutboxUnavailable(f"sqlite: {error}", "Check the file's folder, its rights and the free disk space.")
+        return OutboxError(f"sqlite: {error}", "This is an error in the program, or another program changed the file.")

@@ -76,6 +76,7 @@ class Ingest:
         self._stopping = threading.Event()
         self._committed: OrderedDict[Name, None] = OrderedDict()
         self._recorded: dict[int, tuple[Any, ...]] = {}
+        self._named: dict[int, set[int]] = {}
         self._quota: dict[tuple[int, date], int] = {}
         self._admission = Admission(settings.ingest, random.SystemRandom().randrange(1, 2**63))
         self.progress_at = time.monotonic()
@@ -249,6 +250,7 @@ class Ingest:
     def _record(self, group: _Group) -> None:
         """Keeps the clients' accounts, and tells them which are kept."""
         streams: list[tuple[int, Produced, int]] = []
+        named: dict[int, set[int]] = {}
         now = time.time_ns() // 1000
         dropped: list[tuple[int, Dropped]] = []
         for client_id, status in group.statuses.items():
@@ -261,8 +263,18 @@ class Ingest:
                 oldest = now - int(status.oldest_unacked_s * 1e6) if status.oldest_unacked_s else 0
                 streams += [(client_id, item, oldest if item.first_pending else 0) for item in status.streams]
                 dropped += [(client_id, item) for item in status.dropped]
+            streams_now = {item.stream for item in status.streams}
+            if streams_now and self._named.get(client_id) != streams_now:
+                named[client_id] = streams_now
+        if (
+            named
+        ):  # a stream that its client no longer names is in no outbox: if readings of it are not stored, they are lost
+            for client_id, item in self._until_done(lambda: self._store.pending_streams(named)):
+                if item.stream not in named[client_id]:
+                    streams.append((client_id, item._replace(first_pending=0), 0))
         if streams:
             self._until_done(lambda: self._store.record_streams(streams, now))
+        self._named.update(named)
         if dropped:
             self._until_done(lambda: self._store.record_dropped(dropped, now))
         for client_id, status in group.statuses.items():

@@ -160,6 +160,14 @@ class Store(ABC):
         )
         self.sync()
 
+    def pending_streams(self, clients: Iterable[int]) -> list[tuple[int, Produced]]:
+        """The streams of these clients that were said to have readings in an outbox."""
+        rows = self.query(
+            f"SELECT client_id, stream, last_seq, first_pending FROM {self.database}.streams FINAL"
+            f" WHERE client_id IN ({', '.join(map(str, clients))}) AND first_pending > 0"
+        )
+        return [(int(client), Produced(int(stream), int(last), int(first))) for client, stream, last, first in rows]
+
     def record_dropped(self, rows: Iterable[tuple[int, Dropped]], reported_at: int) -> None:
         """Keeps what clients declare lost."""
         names = ("client_id", "stream", "first_seq", "last_seq", "reason", "reported_at")
