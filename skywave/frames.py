@@ -66,15 +66,11 @@ class FrameParser:
         return values
 
     def _read_header(self, header: bytes) -> int:
-        text = header.rstrip(b" ")
-        if not text.isdigit():
-            self.broken = f"header {header!r} is not a length"
+        try:
+            self._lengths[header] = length = _length(header)
+        except ValueError as error:
+            self.broken = str(error)
             return 0
-        length = int(text)
-        if length > MAX_PAYLOAD:
-            self.broken = f"header announces {length} bytes, a number has at most {MAX_PAYLOAD}"
-            return 0
-        self._lengths[header] = length
         return length
 
     def _read_strictly(self, frames: bytes) -> list[float]:
@@ -99,6 +95,16 @@ class FrameParser:
         self.sample = payload
 
 
+def _length(header: bytes) -> int:
+    """The length that a header announces; ``ValueError`` if it announces none, or more than a payload may have."""
+    text = header.rstrip(b" ")
+    if not text.isdigit():
+        raise ValueError(f"header {header!r} is not a length")
+    if (length := int(text)) > MAX_PAYLOAD:
+        raise ValueError(f"header announces {length} bytes, a number has at most {MAX_PAYLOAD}")
+    return length
+
+
 def frame(payload: bytes) -> bytes:
     """``payload`` as a frame."""
     return b"%-10d%b" % (len(payload), payload)
@@ -120,10 +126,7 @@ def take_word(buffer: bytes) -> tuple[Word | None, bytes]:
     """The word that ``buffer`` begins with, and what follows it; None while it is not whole. ``ValueError``: no word."""
     if len(buffer) < HEADER_BYTES:
         return None, buffer
-    header = buffer[:HEADER_BYTES].rstrip(b" ")
-    if not header.isdigit() or int(header) > MAX_PAYLOAD:
-        raise ValueError(f"header {header!r} is not a word's length")
-    end = HEADER_BYTES + int(header)
+    end = HEADER_BYTES + _length(buffer[:HEADER_BYTES])
     if len(buffer) < end:
         return None, buffer
     payload = buffer[HEADER_BYTES:end]

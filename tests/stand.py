@@ -46,6 +46,15 @@ class Skywave(Part):
             return {}
 
 
+def drained(client: Skywave) -> bool:
+    """The client has read all sensors to their ends, and everything is acknowledged."""
+    status = client.status()
+    if not status or any(sensor["connected"] for sensor in status["sensors"].values()):
+        return False
+    read = sum(sensor["readings"] for sensor in status["sensors"].values())
+    return read == status["readings"] and not status["backlog"]["readings"] and not status["in_flight"]
+
+
 class Stand:
     """Sensors, clients, servers and a broker. ``outbox`` and ``store`` are configuration tables as TOML."""
 
@@ -119,17 +128,10 @@ class Stand:
                 part.stop()
         clients = [part for name, part in self.parts.items() if name.startswith("client-")]
         for client in clients:
-            wait_for(lambda c=client: self._drained(c), seconds, lambda c=client: f"{c.name} drains: {c.status()}", 0.2)
+            wait_for(lambda c=client: drained(c), seconds, lambda c=client: f"{c.name} drains: {c.status()}", 0.2)
         for name, part in self.parts.items():
             if name.split("-")[0] not in KINDS:
                 assert part.stop() == 0, part.log()[-2000:]
-
-    def _drained(self, client: Skywave) -> bool:
-        status = client.status()
-        if not status or any(sensor["connected"] for sensor in status["sensors"].values()):
-            return False
-        read = sum(sensor["readings"] for sensor in status["sensors"].values())
-        return read == status["readings"] and not status["backlog"]["readings"] and not status["in_flight"]
 
     def stored(self, store) -> Counter:
         rows = store.query(f"SELECT client_id, data_key, data_value FROM {store.database}.telemetry FINAL")

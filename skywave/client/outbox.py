@@ -55,6 +55,7 @@ _SCHEMA = (
     "INSERT INTO gone VALUES (1, 0, 0, 0) ON CONFLICT DO NOTHING",
 )
 COLUMNS = "id, stream, first_seq, count, made_at, since, payload, crc"
+INSERT_BATCH = f"INSERT INTO batch ({COLUMNS}) VALUES (?, ?, ?, ?, ?, ?, ?, ?)"
 
 
 @dataclass(frozen=True, slots=True)
@@ -199,7 +200,7 @@ class Outbox(ABC):
         ]
         self.transaction(
             [
-                *((f"INSERT INTO batch ({COLUMNS}) VALUES (?, ?, ?, ?, ?, ?, ?, ?)", row) for row in rows),
+                *((INSERT_BATCH, row) for row in rows),
                 (
                     "UPDATE stream SET last_seq = ?, batches = batches + ?, bytes = bytes + ? WHERE stream = ?",
                     (last_seq, len(batches), size, stream),

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from .outbox import COLUMNS, Statement, checksum
+from .outbox import COLUMNS, INSERT_BATCH, Statement, checksum
 
 AT_ONCE = 500
 
@@ -39,7 +39,7 @@ def salvage(damaged: Path) -> Iterator[list[Statement]]:
                 batches += len(whole)
                 readings += sum(row[3] for row in whole)
                 size += sum(len(row[6]) for row in whole)
-                yield [(f"INSERT INTO batch ({COLUMNS}) VALUES (?, ?, ?, ?, ?, ?, ?, ?)", row) for row in whole]
+                yield [(INSERT_BATCH, row) for row in whole]
         accounts: list[Statement] = [("INSERT INTO stream VALUES (?, ?, ?, ?, ?)", row) for row in streams]
         for table, width in (("day", 2), ("dropped", 4), ("sensor", 3)):
             values = f"({', '.join('?' * width)})"

@@ -62,16 +62,17 @@ class Ledger:
     """A text file of what was sent: a line ``connection payload`` for each reading, written before it is sent."""
 
     def __init__(self, path: str | Path) -> None:
-        self._file: IO[bytes] = Path(path).open("a+b", buffering=0)  # noqa: SIM115  closed by close()
-        self._file.seek(0)
-        # A process that was killed may have left half a line, which it did not send.
-        whole = self._file.read().rpartition(b"\n")[0]
-        self._file.truncate(len(whole) + 1 if whole else 0)
-        lines = whole.splitlines()
-        self.readings = len(lines)
+        self._file: IO[bytes] = Path(path).open("ab", buffering=0)  # noqa: SIM115  closed by close()
+        self.readings = 0
         """How many it held when it was opened."""
-        self.connections = max((int(line.split()[0]) for line in lines), default=0)
+        self.connections = 0
         """The highest number of a connection that it held then."""
+        size = 0
+        for line in _whole_lines(path):
+            size += len(line)
+            self.readings += 1
+            self.connections = max(self.connections, int(line.split()[0]))
+        self._file.truncate(size)  # half a line is of a process that was killed; it was not sent
         self._lock = threading.Lock()
 
     def note(self, connection: int, payloads: list[bytes]) -> None:
@@ -85,14 +86,17 @@ class Ledger:
         self._file.close()
 
 
+def _whole_lines(path: str | Path) -> Iterator[bytes]:
+    with Path(path).open("rb") as file:
+        yield from (line for line in file if line.endswith(b"\n"))
+
+
 def read_ledger(path: str | Path) -> dict[int, list[float]]:
     """The values sent on each connection, in order. A last line cut short (the emulator was killed) is left out."""
     sent: dict[int, list[float]] = {}
-    with Path(path).open("rb") as file:
-        for line in file:
-            if line.endswith(b"\n"):
-                connection, payload = line.split()
-                sent.setdefault(int(connection), []).append(float(payload))
+    for line in _whole_lines(path):
+        connection, payload = line.split()
+        sent.setdefault(int(connection), []).append(float(payload))
     return sent
 
 

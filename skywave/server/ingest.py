@@ -266,9 +266,8 @@ class Ingest:
             streams_now = {item.stream for item in status.streams}
             if streams_now and self._named.get(client_id) != streams_now:
                 named[client_id] = streams_now
-        if (
-            named
-        ):  # a stream that its client no longer names is in no outbox: if readings of it are not stored, they are lost
+        if named:
+            # A stream that its client no longer names is in no outbox: if readings of it are not stored, they are lost.
             for client_id, item in self._until_done(lambda: self._store.pending_streams(named)):
                 if item.stream not in named[client_id]:
                     streams.append((client_id, item._replace(first_pending=0), 0))

@@ -40,7 +40,7 @@ while not heard and time.monotonic() < until:  # the own client takes the name b
     client.on_publish = lambda _client, _data, _mid, reason, _properties: heard.append(str(reason))
     client.connect(settings.host, settings.port)
     client.loop_start()
-    client.publish(sys.argv[1], b'{"created_at": 1, "data_key": "%s", "data_value": 1}' % sys.argv[2].encode(), 1)
+    client.publish(sys.argv[1], b'{"id": 1, "created_at": 1, "data_key": "%s", "data_value": 1}' % sys.argv[2].encode(), 1)
     time.sleep(0.5)
     client.loop_stop()
 print(*heard[:1])
@@ -156,7 +156,7 @@ def test_a_client_cannot_publish_for_another(converged):
     assert "Not authorized" in converged.python("edge1", PUBLISH, "/telemetry/client/2/ack", "forged")
     assert "Success" in converged.python("edge1", PUBLISH, "/telemetry/client/1/", "own")
     wait_for(
-        lambda: converged.query("SELECT count() FROM telemetry.telemetry WHERE data_key = 'own'") >= [[1]],
+        lambda: converged.query("SELECT count() FROM telemetry.telemetry FINAL WHERE data_key = 'own'") == [[1]],
         20,
         "the own arrives",
     )

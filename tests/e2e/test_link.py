@@ -9,7 +9,7 @@ from hashlib import sha256
 from pathlib import Path
 
 import pytest
-from parts import Mosquitto
+from parts import Mosquitto, wait_for
 
 from skywave import config
 from skywave.mqtt import Link
@@ -49,18 +49,12 @@ def link(request):
         broker.remove()
 
 
-def _heard(heard: list, count: int, seconds: float) -> None:
-    until = time.monotonic() + seconds
-    while len(heard) < count and time.monotonic() < until:
-        time.sleep(0.001)
-
-
 def test_messages_stay_whole_when_the_socket_is_full(link):
     made, heard, down = link
     sent = [bytes([number % 251]) * 200_000 for number in range(300)]
     for payload in sent:
         assert made.publish("x/y", payload)
-    _heard(heard, len(sent), 30)
+    wait_for(lambda: down or len(heard) == len(sent), 30, "all are heard")
     assert not down, "two threads wrote into one connection"
     assert [sha256(m.payload).digest() for m in heard] == [sha256(p).digest() for p in sent]
 
@@ -71,6 +65,6 @@ def test_a_message_waits_for_nobody(link):
     for number in range(1, 31):
         started = time.monotonic()
         made.publish("x/y", b"x" * 20_000)
-        _heard(heard, number, 5)
+        wait_for(lambda number=number: len(heard) == number, 5, "it is heard", 0.001)
         took.append(time.monotonic() - started)
     assert max(took) < 0.5, took  # a select that nobody wakes sleeps a second

@@ -86,50 +86,52 @@ def _edge(world: World, rng: random.Random, fits: Callable[[Edge], bool] = lambd
     return rng.choice([edge for edge in world.edges if fits(edge)])
 
 
-@fault
-def client_killed(world: World, rng: random.Random) -> Fault:
+Find = Callable[[World, random.Random], tuple[Part, Edge | None]]
+
+
+def _part(name: str, label: str, find: Find, longest: float) -> None:
+    """Puts NAME_killed and, if it may be frozen for ``longest`` seconds, NAME_frozen into the catalogue."""
+
+    def target(part: Part) -> str:
+        return part.name if isinstance(part, Process) else name
+
+    def killed(world: World, rng: random.Random) -> Fault:
+        part, edge = find(world, rng)
+
+        def note() -> None:
+            if edge:
+                edge.tails += 1
+                edge.sensor_kills += part is edge.sensor
+
+        return _fault(f"{label} killed", target(part), {target(part)}, lambda: _killed(part, rng, note))
+
+    def frozen(world: World, rng: random.Random) -> Fault:
+        part, _ = find(world, rng)
+        return _fault(f"{label} frozen", target(part), {target(part)}, lambda: _frozen(part, _long(rng, longest)))
+
+    CATALOGUE[f"{name}_killed"] = killed
+    if longest:
+        CATALOGUE[f"{name}_frozen"] = frozen
+
+
+def _client(world: World, rng: random.Random) -> tuple[Part, Edge]:
     edge = _edge(world, rng)
-
-    def note() -> None:
-        edge.tails += 1
-
-    return _fault("client killed", edge.client.name, {edge.client.name}, lambda: _killed(edge.client, rng, note))
+    return edge.client, edge
 
 
-@fault
-def client_frozen(world: World, rng: random.Random) -> Fault:
+def _sensor(world: World, rng: random.Random) -> tuple[Part, Edge]:
     edge = _edge(world, rng)
-    return _fault("client frozen", edge.client.name, {edge.client.name}, lambda: _frozen(edge.client, _long(rng, 12)))
+    return edge.sensor, edge
 
 
-@fault
-def sensor_killed(world: World, rng: random.Random) -> Fault:
-    edge = _edge(world, rng)
-
-    def note() -> None:
-        edge.tails += 1
-        edge.sensor_kills += 1
-
-    return _fault("sensor killed", edge.sensor.name, {edge.sensor.name}, lambda: _killed(edge.sensor, rng, note))
-
-
-@fault
-def sensor_frozen(world: World, rng: random.Random) -> Fault:
-    edge = _edge(world, rng)
-    return _fault("sensor frozen", edge.sensor.name, {edge.sensor.name}, lambda: _frozen(edge.sensor, _long(rng)))
-
-
-@fault
-def server_killed(world: World, rng: random.Random) -> Fault:
-    server = rng.choice(world.servers)
-    return _fault("server killed", server.name, {server.name}, lambda: _killed(server, rng))
-
-
-@fault
-def server_frozen(world: World, rng: random.Random) -> Fault:
-    """It holds batches, whose clients send them again to the other one; then it thaws, and may insert what it held."""
-    server = rng.choice(world.servers)
-    return _fault("server frozen", server.name, {server.name}, lambda: _frozen(server, _long(rng, 20)))
+_part("client", "client", _client, 12)
+_part("sensor", "sensor", _sensor, 8)
+# A frozen server holds batches, whose clients send them again to the other one; thawed, it may insert what it held.
+_part("server", "server", lambda world, rng: (rng.choice(world.servers), None), 20)
+_part("broker", "broker", lambda world, _: (world.broker, None), 12)  # killed, it starts again empty
+# A frozen ClickHouse answers after the server's time-out, but what it was asked for is done.
+_part("clickhouse", "ClickHouse", lambda world, _: (world.clickhouse, None), 10)
+_part("postgres", "PostgreSQL", lambda world, _: (world.postgres, None), 0)
 
 
 @fault
@@ -142,33 +144,6 @@ def both_servers_killed(world: World, rng: random.Random) -> Fault:
             server.start()
 
     return _fault("both servers killed", "servers", {s.name for s in world.servers}, run)
-
-
-@fault
-def broker_killed(world: World, rng: random.Random) -> Fault:
-    """It starts again empty: it keeps nothing on its disk."""
-    return _fault("broker killed", "broker", {"broker"}, lambda: _killed(world.broker, rng))
-
-
-@fault
-def broker_frozen(world: World, rng: random.Random) -> Fault:
-    return _fault("broker frozen", "broker", {"broker"}, lambda: _frozen(world.broker, _long(rng, 12)))
-
-
-@fault
-def clickhouse_killed(world: World, rng: random.Random) -> Fault:
-    return _fault("ClickHouse killed", "clickhouse", {"clickhouse"}, lambda: _killed(world.clickhouse, rng))
-
-
-@fault
-def clickhouse_frozen(world: World, rng: random.Random) -> Fault:
-    """Its answers come after the server's time-out, but what it was asked for is done."""
-    return _fault("ClickHouse frozen", "clickhouse", {"clickhouse"}, lambda: _frozen(world.clickhouse, _long(rng, 10)))
-
-
-@fault
-def postgres_killed(world: World, rng: random.Random) -> Fault:
-    return _fault("PostgreSQL killed", "postgres", {"postgres"}, lambda: _killed(world.postgres, rng))
 
 
 # -- the network -----------------------------------------------------------------------------------------------------

@@ -3,21 +3,19 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 import shutil
 import signal
 import subprocess
-import sys
 import tempfile
 import threading
 import time
-import urllib.request
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import psycopg2
 from parts import ClickHouse, Mosquitto, Part, Postgres, free_port, wait_for
+from stand import Skywave, drained
 
 from faults.proxy import Network, Proxy
 from skywave import config
@@ -54,21 +52,18 @@ class Disk:
         subprocess.run(["umount", "--lazy", self.folder], check=False)
 
 
-class Process(Part):
+class Process(Skywave):
     """A ``skywave`` process, with a wall clock of its own if it asks for one."""
 
     def __init__(self, world: World, name: str, *arguments: str, http: int = 0, clock: bool = False) -> None:
-        self.name, self.folder, self.arguments, self.http = name, world.folder / name, arguments, http
-        self.port = 0
-        self.folder.mkdir()
-        self.process = None
+        super().__init__(world, name, *arguments, http=http)
         self.clock = self.folder / "clock" if clock else None
         self.wanted = False
         self.restarts = 0
         self.turn = threading.RLock()
 
     def command(self) -> list[str]:
-        words = [sys.executable, "-m", "skywave", *self.arguments]
+        words = super().command()
         if self.clock:
             fake = {
                 "LD_PRELOAD": FAKETIME, "FAKETIME_TIMESTAMP_FILE": str(self.clock), "FAKETIME_CACHE_DURATION": "1",
@@ -115,13 +110,6 @@ class Process(Part):
                 self.restarts += 1
                 super().start()
 
-    def status(self) -> dict:
-        try:
-            with urllib.request.urlopen(f"http://127.0.0.1:{self.http}/status", timeout=5) as answer:
-                return json.load(answer)
-        except OSError:
-            return {}
-
 
 @dataclass
 class Edge:
@@ -167,7 +155,6 @@ class World:
     def start(self) -> None:
         for name in ("clickhouse", "postgres", "sqlite"):
             self.disks[name] = Disk(self.folder / name)
-        self.passwords = self.folder / "passwords"
         self.broker = Mosquitto(
             f"max_queued_messages 100\nmax_inflight_messages 0\nset_tcp_nodelay true\n"
             f"include_dir {self.folder}/broker.d\n"
@@ -280,7 +267,7 @@ class World:
                 edge.client.start()
         for edge in self.edges:
             wait_for(
-                lambda edge=edge: self._drained(edge), seconds,
+                lambda edge=edge: drained(edge.client), seconds,
                 lambda edge=edge: f"edge {edge.client_id} drains: {edge.client.status()}\n{edge.client.log()[-3000:]}\n"
                 + "\n".join(f"{s.name}: {s.status()}\n{s.log()[-2000:]}" for s in self.servers), 0.3,
             )  # fmt: skip
@@ -289,14 +276,6 @@ class World:
             assert edge.client.stop() == 0, edge.client.log()[-2000:]
         for server in self.servers:
             assert server.stop() == 0, server.log()[-2000:]
-
-    @staticmethod
-    def _drained(edge: Edge) -> bool:
-        status = edge.client.status()
-        if not status or any(sensor["connected"] for sensor in status["sensors"].values()):
-            return False
-        read = sum(sensor["readings"] for sensor in status["sensors"].values())
-        return read == status["readings"] and not status["backlog"]["readings"] and not status["in_flight"]
 
     def close(self, keep: bool = False) -> None:
         self._over.set()
