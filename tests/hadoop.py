@@ -138,7 +138,12 @@ class Hdfs:
     def wait(self, live: int | None = None) -> None:
         """Until the NameNode is out of safe mode and sees its DataNodes."""
         live = len(self.datanodes) if live is None else live
-        wait_for(lambda: self._state() == (live, "Operational"), 60, "HDFS starts", 0.2)
+
+        def what() -> str:
+            logs = "\n".join(f"{node.name}: {node.log()[-1500:]}" for node in (self.namenode, *self.datanodes))
+            return f"HDFS has {self._state()}, not {live} DataNodes:\n{logs}"
+
+        wait_for(lambda: self._state() == (live, "Operational"), 60, what, 0.2)
 
     def _state(self) -> tuple[int, str]:
         try:

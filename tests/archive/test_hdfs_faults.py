@@ -297,25 +297,23 @@ def test_08_a_full_disk_ends_in_try_again_and_says_so(fragile, fragile_vault, cl
     """The DataNodes are told to keep more free than there is."""
     fragile_vault.configure(target=fragile_vault.target.replace("retry_for = 30", "retry_for = 2"))
     fragile_vault.add(DAY)
-    for node in fragile.datanodes:
-        node.kill()
-        before = (node.conf / "hdfs-site.xml").read_text()
-        full = before.replace(
-            "</configuration>",
-            f"<property><name>dfs.datanode.du.reserved</name><value>{1 << 60}</value></property></configuration>",
-        )
-        (node.conf / "hdfs-site.xml").write_text(full)
-        node.start()
-        (node.conf / "hdfs-site.xml").write_text(before)
-    try:
+    full = f"<property><name>dfs.datanode.du.reserved</name><value>{1 << 60}</value></property></configuration>"
+    before = [(node.conf / "hdfs-site.xml").read_text() for node in fragile.datanodes]
+
+    def restart(configurations):
+        """Written while no node runs: Hadoop reads these files again at any time, also half written."""
+        for node, text in zip(fragile.datanodes, configurations, strict=True):
+            node.kill()
+            (node.conf / "hdfs-site.xml").write_text(text)
+            node.start()
         fragile.wait()
+
+    try:
+        restart(text.replace("</configuration>", full) for text in before)
         result = fragile_vault.run("export", code=75)
         assert "dfsadmin -report" in result["stderr"]
     finally:
-        for node in fragile.datanodes:
-            node.kill()
-            node.start()
-        fragile.wait()
+        restart(before)
     fragile_vault.run("export")
     complete(fragile_vault, clickhouse)
 
