@@ -17,6 +17,8 @@ from .errors import PoisonError
 
 VERSION = 1
 MAX_BYTES = 1 << 20
+EARLIEST = date(2025, 1, 1)
+"""A clock that shows an earlier date was never set: a machine without a battery starts in 1970."""
 _NUMBER = re.compile(r"0|[1-9][0-9]{0,19}")
 
 

@@ -73,8 +73,6 @@ def _client_panel(s: dict[str, Any]) -> RenderableType:
     facts.add_row("backlog", f"{backlog['readings']:,} readings", "bytes", _bytes(backlog["bytes"]))
     facts.add_row("oldest unacked", _seconds(s["oldest_unacked_s"]), "outbox full in", _seconds(s["time_to_full_s"]))
     facts.add_row("in flight", f"{s['in_flight']} batches", "sent again", f"{s['resent_batches']:,}")
-    if s["outbox_error"]:
-        facts.add_row("outbox", Text(s["outbox_error"], "red"))
     sensors = Table("sensor", "state", "readings", "malformed", "disconnects", "stalls", box=box.SIMPLE, pad_edge=False)
     for name, figures in s["sensors"].items():
         state = _state(figures["connected"], "connected", figures["last_error"] or "not connected")
@@ -83,7 +81,7 @@ def _client_panel(s: dict[str, Any]) -> RenderableType:
         )
     labels = " ".join(f"{key}={value}" for key, value in s["labels"].items())
     title = f"client {s['client_id']} {labels}  v{s['version']}  up {_seconds(s['uptime_s'])}"
-    return Panel(Group(facts, sensors), title=title, title_align="left")
+    return Panel(Group(facts, *_held_up(s), sensors), title=title, title_align="left")
 
 
 def _server_panel(s: dict[str, Any]) -> RenderableType:
@@ -103,7 +101,11 @@ def _server_panel(s: dict[str, Any]) -> RenderableType:
         state = _state(c["online"], "online", "offline")
         clients.add_row(client_id, state, c["host"], labels, backlog, _seconds(c["oldest_unacked_s"]))
     title = f"server {s['name']}  v{s['version']}  up {_seconds(s['uptime_s'])}"
-    return Panel(Group(facts, clients), title=title, title_align="left")
+    return Panel(Group(facts, *_held_up(s), clients), title=title, title_align="left")
+
+
+def _held_up(s: dict[str, Any]) -> list[Text]:
+    return [Text(f"{held['why']}, for {_seconds(held['for_s'])}", "red") for held in s.get("stalls", {}).values()]
 
 
 def audit_table(account: dict[str, Any]) -> RenderableType:

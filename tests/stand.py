@@ -104,13 +104,13 @@ class Stand:
         part.start()
         return part
 
-    def add_server(self, name: str = "server", extra: str = "") -> Skywave:
+    def add_server(self, name: str = "server", extra: str = "", made: type[Skywave] | None = None, **how: bool) -> Skywave:
         http = free_port()
         path = self.folder / f"{name}.toml"
         path.write_text(
             f'name = "{name}"\n[mqtt]\nport = {self.broker.port}\n{self.store}\n[http]\nport = {http}\n{extra}'
         )
-        self.parts[name] = part = Skywave(self, name, "server", "--config", str(path), http=http)
+        self.parts[name] = part = (made or Skywave)(self, name, "server", "--config", str(path), http=http, **how)
         part.start()
         return part
 

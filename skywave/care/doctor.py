@@ -17,11 +17,11 @@ from typing import Any, NamedTuple
 
 from .. import config
 from ..errors import ConfigError, SkywaveError
+from ..messages import EARLIEST
 from ..view import NotRunning, fetch_status
 from .certificates import expiries, shake_hands
 
 ENOUGH_DAYS = 14
-EARLIEST_YEAR = 2025
 LATE_S = 120.0
 
 
@@ -59,7 +59,7 @@ def examine(path: str | Path) -> list[Finding]:
 def _clock() -> Finding:
     """The wall clock, which dates readings. Their order and their count do not depend on it."""
     now = datetime.now(UTC)
-    if now.year < EARLIEST_YEAR:
+    if now.date() < EARLIEST:
         return Finding(
             "clock", False, f"{now:%Y-%m-%d %H:%M} UTC", "Set the clock; readings get wrong times until then."
         )

@@ -5,11 +5,13 @@ from __future__ import annotations
 import logging
 import random
 import time
+from collections.abc import Iterator
 from dataclasses import asdict
 
 from .. import __version__, config
 from ..handover import take_over
 from ..service import Figure, Rate, Snapshot, Worker, rss_bytes, run_until_signal, serve_figures
+from ..stalls import Cause, Stalls
 from .intake import Intake
 from .outbox import open_outbox
 from .uplink import Uplink
@@ -17,6 +19,9 @@ from .uplink import Uplink
 log = logging.getLogger(__name__)
 
 STUCK_AFTER_S = 30.0
+AWAY_S = 10.0
+UNACKED_S = 30.0
+"""How long another part may be away, and a batch without its acknowledgement, before it is called a stall."""
 
 FIGURES = [
     Figure("readings", "skywave_client_readings", "Readings committed to the outbox since the start.", True),
@@ -56,6 +61,7 @@ FIGURES = [
         True,
         "sensor",
     ),
+    Figure("stalls.*.for_s", "skywave_client_stalled_seconds", "How long a cause has held it up.", label="cause"),
     Figure("rss_bytes", "skywave_client_rss_bytes", "Resident memory."),
 ]
 
@@ -85,6 +91,8 @@ class Agent:
         )
         self._workers = [Worker("intake", self.intake.run), Worker("uplink", self.uplink.run)]
         self._in_rate, self._ack_rate, self._growth = Rate(), Rate(), Rate(30.0)
+        self._stalls = Stalls()
+        self._acked_before = 0
         self._started = time.monotonic()
 
     def run(self) -> None:
@@ -128,7 +136,32 @@ class Agent:
             self._uplink_outbox.close()
         log.info("the outbox is empty")
 
+    def _causes(self) -> Iterator[Cause]:
+        intake, uplink = self.intake, self.uplink
+        connected, accepting = uplink.link.connected, uplink.accepting
+        yield Cause("broker", AWAY_S, "" if connected else f"no broker: {uplink.link.last_error or 'not connected'}")
+        yield Cause("server", AWAY_S, "no server accepts batches" if connected and not accepting else "")
+        unmoved = accepting and len(uplink.window) > 0 and uplink.acked_batches == self._acked_before
+        self._acked_before = uplink.acked_batches
+        yield Cause("acknowledgement", UNACKED_S, "nothing that was sent is acknowledged" if unmoved else "")
+        waits = (
+            "the oldest readings are dropped"
+            if self._settings.outbox.when_full == "drop_oldest"
+            else "the sensors wait"
+        )
+        yield Cause("outbox full", 1.0, f"the outbox is full, {waits}" if intake.full else "")
+        wrong = intake.unavailable or uplink.unavailable
+        yield Cause("outbox", AWAY_S, f"the outbox does not work: {wrong}" if wrong else "")
+        aside = len(uplink.set_aside)
+        yield Cause(
+            "set aside", 0.0, f"the broker refuses {aside} batches; they wait for the next start" if aside else ""
+        )
+        for name, progress_at in (("intake", intake.progress_at), ("uplink", uplink.progress_at)):
+            hangs = time.monotonic() - progress_at > AWAY_S
+            yield Cause(name, 0.0, f"the {name} hangs: the outbox's database or disk does not answer" if hangs else "")
+
     def _health(self) -> str:
+        self._stalls.look(self._causes())
         now = time.monotonic()
         for worker, progress_at in zip(self._workers, (self.intake.progress_at, self.uplink.progress_at), strict=True):
             if worker.died_of is not None:
@@ -139,8 +172,9 @@ class Agent:
 
     def _status_line(self) -> str:
         s = self.snapshot()
+        stalled = f"STALLED: {self._stalls}; " if s["stalls"] else ""
         return (
-            f"{s['readings_per_s']:.0f} readings/s in, {s['acked_per_s']:.0f} acknowledged, "
+            f"{stalled}{s['readings_per_s']:.0f} readings/s in, {s['acked_per_s']:.0f} acknowledged, "
             f"backlog {s['backlog']['readings']}, oldest {s['oldest_unacked_s']:.1f} s"
         )
 
@@ -174,6 +208,7 @@ class Agent:
             "oldest_unacked_s": round(uplink.oldest_unacked_s(), 3),
             "time_to_full_s": round(free / growth) if growth > 1 and free > 0 else None,
             "ack_delay_s": round(uplink.window.ack_delay, 3),
+            "stalls": self._stalls.current,
             "outbox_full": intake.full,
             "outbox_error": intake.unavailable or uplink.unavailable,
             "sensors": {name: asdict(figures) for name, figures in intake.sensors.items()},

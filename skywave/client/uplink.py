@@ -21,7 +21,7 @@ from datetime import date, timedelta
 from .. import __version__, config, topics
 from ..batch import CONTENT_TYPE, Batch
 from ..errors import OutboxUnavailable, PoisonError
-from ..messages import Ack, ClientStatus, Dropped, Produced, Range, ServerStatus
+from ..messages import EARLIEST, Ack, ClientStatus, Dropped, Produced, Range, ServerStatus
 from ..mqtt import PACKET_TOO_LARGE, Disconnected, Link, Message, Will
 from .outbox import Backlog, Outbox
 from .window import InFlight, Window
@@ -208,6 +208,8 @@ class Uplink:
 
     def _hear_date(self, day: date) -> None:
         """Takes the server's date. One day back is only another server before its midnight; more is a mended clock."""
+        if day < EARLIEST:
+            return
         if self.heard_date is None or not timedelta(0) <= self.heard_date - day <= timedelta(1):
             self.heard_date = day
 

@@ -28,7 +28,7 @@ from typing import Any, TypeVar
 from .. import config, topics
 from ..batch import Name
 from ..errors import PoisonError, StoreError, StoreUnavailable
-from ..messages import Ack, ClientStatus, Dropped, Produced, Range, merge
+from ..messages import EARLIEST, Ack, ClientStatus, Dropped, Produced, Range, merge
 from ..mqtt import Message
 from .admission import Admission, Admitted, build_block, name_and_count
 from .store import Rejected, Store
@@ -58,8 +58,9 @@ class _Reply:
 
 @dataclass(slots=True)
 class _Group:
-    """What one group of messages came to."""
+    """What one group of messages came to. ``today`` is the server's UTC date for all of it."""
 
+    today: date
     admitted: list[Admitted] = field(default_factory=list)
     poison: list[tuple[Rejected, Range | None]] = field(default_factory=list)
     statuses: dict[int, ClientStatus] = field(default_factory=dict)
@@ -81,6 +82,7 @@ class Ingest:
         self._admission = Admission(settings.ingest, random.SystemRandom().randrange(1, 2**63))
         self.progress_at = time.monotonic()
         self.store_error = ""
+        self.clock_is_set = True
         self.readings = self.batches = self.inserts = self.duplicates = self.look_ups = 0
         self.foreign_readings = self.rejected = self.over_quota = 0
         self.insert_s = 0.0
@@ -99,18 +101,34 @@ class Ingest:
             while not self._stopping.is_set():
                 self.progress_at = time.monotonic()
                 self._subscriber.tick()
+                today = utc_today()
+                if not self._clock_is_set(today):
+                    self._stopping.wait(0.5)
+                    continue
                 if not self._subscriber.accepting and not self.store_error and not len(self._inbox):
                     self._subscriber.set_accepting(True)
                 if self._inbox.wait(0.5):
-                    self._work(self._gather())
+                    self._work(self._gather(today))
         except Stopped:
             log.warning("stops while the store is away; %d messages were not acknowledged", len(self._inbox))
 
     # -- from messages to a group ------------------------------------------------------------------------------------
 
-    def _gather(self) -> _Group:
+    def _clock_is_set(self, today: date) -> bool:
+        """False while the date is impossible: by it good batches would be rejected and new ones dated wrongly."""
+        if (today >= EARLIEST) == self.clock_is_set:
+            return self.clock_is_set
+        self.clock_is_set = not self.clock_is_set
+        if self.clock_is_set:
+            log.info("the clock is set: %s", today)
+        else:
+            log.error("the clock shows %s; nothing is taken until it is set", today)
+            self._subscriber.set_accepting(False)
+        return self.clock_is_set
+
+    def _gather(self, today: date) -> _Group:
         """Takes messages until there are enough rows or the first has waited ``linger``, decoding as they come."""
-        group = _Group()
+        group = _Group(today)
         rows, until = 0, time.monotonic() + self._settings.linger
         while rows < self._settings.max_rows:
             received = self._inbox.take()
@@ -134,7 +152,7 @@ class Ingest:
                 return 0
             if who is None:
                 raise PoisonError("came on a topic that is no client's")
-            admitted, bad = self._admission.admit(client_id, message, utc_today(), received.at)
+            admitted, bad = self._admission.admit(client_id, message, group.today, received.at)
         except PoisonError as error:
             if kind == "status":
                 log.warning("client %d: %s", client_id, error)
@@ -157,7 +175,7 @@ class Ingest:
         notes = json.dumps({"content_type": message.content_type, **properties})
         digest = hashlib.sha256(payload).hexdigest()
         row = Rejected(
-            *name, count, digest, message.topic, reason, notes, payload, time.time_ns() // 1000, utc_today()
+            *name, count, digest, message.topic, reason, notes, payload, time.time_ns() // 1000, group.today
         )  # fmt: skip
         group.poison.append((row, acked))
 
@@ -175,7 +193,7 @@ class Ingest:
             group.replies[item.name.client_id].stored += item.acked
             self.delivered[item.name.client_id] += len(item.values)
         self._record(group)
-        today = utc_today()
+        today = max(group.today, utc_today())
         for client_id, reply in group.replies.items():
             self._subscriber.acknowledge(
                 client_id,

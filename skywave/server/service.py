@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Iterator
 from dataclasses import asdict
 
 from .. import __version__, config
 from ..audit import audit
 from ..service import Figure, Rate, Snapshot, Worker, rss_bytes, run_until_signal, serve_figures
+from ..stalls import Cause, Stalls
 from .ingest import Ingest
 from .store import open_store
 from .subscriber import Inbox, Subscriber
 
 STUCK_AFTER_S = 120.0
+AWAY_S = 10.0
+"""How long another part may be away, or an INSERT may last, before it is called a stall."""
 
 FIGURES = [
     Figure("readings", "skywave_server_readings", "Readings committed and acknowledged since the start.", True),
@@ -38,6 +42,7 @@ FIGURES = [
            label="client_id"),
     Figure("clients.*.oldest_unacked_s", "skywave_server_client_oldest_unacked_seconds",
            "Age of its oldest unacknowledged reading, as it says.", label="client_id"),
+    Figure("stalls.*.for_s", "skywave_server_stalled_seconds", "How long a cause has held it up.", label="cause"),
     Figure("rss_bytes", "skywave_server_rss_bytes", "Resident memory."),
 ]  # fmt: skip
 
@@ -53,6 +58,7 @@ class ServerProcess:
         self.ingest = Ingest(settings, self._inbox, self.subscriber, self._store)
         self._worker = Worker("ingest", self.ingest.run)
         self._rate = Rate()
+        self._stalls = Stalls()
         self._started = time.monotonic()
 
     def run(self) -> None:
@@ -79,7 +85,18 @@ class ServerProcess:
         finally:
             store.close()
 
+    def _causes(self) -> Iterator[Cause]:
+        ingest, link = self.ingest, self.subscriber.link
+        yield Cause("broker", AWAY_S, "" if link.connected else f"no broker: {link.last_error or 'not connected'}")
+        yield Cause(
+            "clock", 0.0, "" if ingest.clock_is_set else "the clock was never set; nothing is taken until it is"
+        )
+        yield Cause("store", AWAY_S, f"the store does not work: {ingest.store_error}" if ingest.store_error else "")
+        hangs = time.monotonic() - ingest.progress_at > AWAY_S
+        yield Cause("insert", 0.0, "an INSERT or a look-up does not return" if hangs else "")
+
     def _health(self) -> str:
+        self._stalls.look(self._causes())
         if self._worker.died_of is not None:
             return f"dead: ingest: {self._worker.died_of}"
         still = time.monotonic() - self.ingest.progress_at
@@ -87,9 +104,10 @@ class ServerProcess:
 
     def _status_line(self) -> str:
         s = self.snapshot()
+        stalled = f"STALLED: {self._stalls}; " if s["stalls"] else ""
         return (
-            f"{s['readings_per_s']:.0f} readings/s committed, {s['inserts']} inserts, {s['duplicates']} duplicates, "
-            f"{s['rejected']} rejected, held {s['held_messages']}"
+            f"{stalled}{s['readings_per_s']:.0f} readings/s committed, {s['inserts']} inserts, "
+            f"{s['duplicates']} duplicates, {s['rejected']} rejected, held {s['held_messages']}"
         )
 
     def snapshot(self) -> Snapshot:
@@ -104,6 +122,7 @@ class ServerProcess:
             "accepting": subscriber.accepting and subscriber.link.connected,
             "broker_error": subscriber.link.last_error,
             "store": self._settings.store.kind,
+            "stalls": self._stalls.current,
             "store_ok": not ingest.store_error,
             "store_error": ingest.store_error,
             "readings": ingest.readings,

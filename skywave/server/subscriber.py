@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from datetime import UTC, date, datetime
 
 from .. import __version__, config, topics
-from ..messages import Ack, ServerStatus
+from ..messages import EARLIEST, Ack, ServerStatus
 from ..mqtt import Disconnected, Link, Message, Will
 
 log = logging.getLogger(__name__)
@@ -126,7 +126,8 @@ class Subscriber:
         self.link.publish(topics.ack(client_id), ack.encode())
 
     def _say(self, accepting: bool) -> ServerStatus:
-        return ServerStatus(accepting, utc_today(), __version__)
+        today = utc_today()
+        return ServerStatus(accepting and today >= EARLIEST, today, __version__)
 
     def _publish_status(self) -> None:
         self._status = self._say(self.accepting)

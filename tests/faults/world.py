@@ -15,7 +15,7 @@ from pathlib import Path
 
 import psycopg2
 from parts import ClickHouse, Mosquitto, Part, Postgres, free_port, wait_for
-from stand import Skywave, drained
+from stand import Skywave, Stand, drained
 
 from faults.proxy import Network, Proxy
 from skywave import config
@@ -55,7 +55,7 @@ class Disk:
 class Process(Skywave):
     """A ``skywave`` process, with a wall clock of its own if it asks for one."""
 
-    def __init__(self, world: World, name: str, *arguments: str, http: int = 0, clock: bool = False) -> None:
+    def __init__(self, world: World | Stand, name: str, *arguments: str, http: int = 0, clock: bool = False) -> None:
         super().__init__(world, name, *arguments, http=http)
         self.clock = self.folder / "clock" if clock else None
         self.wanted = False
