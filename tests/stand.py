@@ -104,7 +104,9 @@ class Stand:
         part.start()
         return part
 
-    def add_server(self, name: str = "server", extra: str = "", made: type[Skywave] | None = None, **how: bool) -> Skywave:
+    def add_server(
+        self, name: str = "server", extra: str = "", made: type[Skywave] | None = None, **how: bool
+    ) -> Skywave:
         http = free_port()
         path = self.folder / f"{name}.toml"
         path.write_text(

@@ -5,12 +5,14 @@ Write-ahead log with ``synchronous=FULL``: a commit is on the disk when it retur
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import logging
 import os
 import sqlite3
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +22,10 @@ from .outbox import Outbox, Statement
 from .salvage import salvage
 
 log = logging.getLogger(__name__)
+
+CHECKED_BYTES = 256 << 20
+"""Up to this size a file is checked at the start, in less than half a second."""
+_FILES = ("", "-wal", "-shm")
 
 
 class SqliteOutbox(Outbox):
@@ -39,24 +45,47 @@ class SqliteOutbox(Outbox):
         return str(self._path.parent)
 
     def create(self, client_id: int) -> None:
-        """See ``Outbox.create``. A file that was found damaged is set aside, and what can be read of it is taken over."""
+        """See ``Outbox.create``. A file that is found damaged is set aside, and what can be read of it is taken over."""
         if not self._damaged.exists():
             try:
                 super().create(client_id)
+                self._check()
                 return
             except OutboxError:
                 if not self._damaged.exists():
                     raise
-        aside = self._set_aside()
+        self._replace_damaged(client_id)
         super().create(client_id)
-        try:
-            for statements in salvage(aside):
-                self.transaction(statements)
-        except (OutboxError, sqlite3.Error) as error:
-            log.error("outbox: no more can be read of %s: %s", aside, error)
-        found = self.backlog()
-        log.error("outbox: %s was damaged and is set aside as %s; %d readings in %d batches were taken over",
-                  self._path, aside.name, found.readings, found.batches)  # fmt: skip
+
+    def _check(self) -> None:
+        """Finds damage before readings are added to it, unless the file is so large that the start would be late."""
+        if self._path.stat().st_size <= CHECKED_BYTES:
+            found = self.query("PRAGMA quick_check(1)")[0][0]
+            if found != "ok":
+                raise self._found_damaged(found)
+
+    def _replace_damaged(self, client_id: int) -> None:
+        """Puts a new file with what can be read of the damaged one in its place. May be interrupted and done again."""
+        self._close_connection()
+        fresh = Path(f"{self._path}.new")
+        aside = Path(f"{self._path}.damaged-{time.strftime('%Y%m%dT%H%M%S', time.gmtime())}")
+        if self._path.exists():
+            for suffix in _FILES:
+                Path(f"{fresh}{suffix}").unlink(missing_ok=True)
+            with contextlib.closing(SqliteOutbox(replace(self._settings, path=str(fresh)))) as box:
+                Outbox.create(box, client_id)
+                for statements in salvage(self._path):
+                    box.transaction(statements)
+                found = box.backlog()
+            log.error("outbox: %s is damaged and is set aside as %s; %d readings in %d batches are taken over",
+                      self._path, aside.name, found.readings, found.batches)  # fmt: skip
+        # From here on the new file is whole. The old write-ahead log must not meet it.
+        for suffix in _FILES:
+            if (old := Path(f"{self._path}{suffix}")).exists():
+                old.rename(f"{aside}{suffix}")
+        if fresh.exists():
+            fresh.rename(self._path)
+        self._damaged.unlink(missing_ok=True)
 
     def transaction(self, statements: Sequence[Statement]) -> None:
         """See ``Outbox.transaction``."""
@@ -115,22 +144,13 @@ class SqliteOutbox(Outbox):
             self._connection = connection
         return self._connection
 
-    def _set_aside(self) -> Path:
-        self._close_connection()
-        aside = Path(f"{self._path}.damaged-{time.strftime('%Y%m%dT%H%M%S', time.gmtime())}")
-        for suffix in ("", "-wal", "-shm"):
-            file = Path(f"{self._path}{suffix}")
-            if file.exists():
-                file.rename(f"{aside}{suffix}")
-        self._damaged.unlink(missing_ok=True)
-        return aside
-
     def _translated(self, error: sqlite3.Error) -> Exception:
         if getattr(error, "sqlite_errorcode", 0) & 0xFF in (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB):
-            self._damaged.touch()
-            return OutboxError(
-                f"sqlite: {error}", "The next start sets the file aside and takes over what can be read."
-            )
+            return self._found_damaged(error)
         if isinstance(error, sqlite3.OperationalError):
             return OutboxUnavailable(f"sqlite: {error}", "Check the file's folder, its rights and the free disk space.")
         return OutboxError(f"sqlite: {error}", "This is an error in the program, or another program changed the file.")
+
+    def _found_damaged(self, what: object) -> OutboxError:
+        self._damaged.touch()
+        return OutboxError(f"sqlite: {what}", "The next start sets the file aside and takes over what can be read.")

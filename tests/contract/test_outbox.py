@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import random
 from datetime import date, timedelta
+from pathlib import Path
 
 import pytest
 
 from skywave import config
 from skywave.batch import Batch
+from skywave.client import sqlite
 from skywave.client.outbox import Backlog, Days, Position, open_outbox
 from skywave.errors import OutboxError, OutboxUnavailable
 from skywave.messages import Dropped, Produced, Range
@@ -275,16 +277,62 @@ def test_a_damaged_page_costs_its_own_batches_only(tmp_path):
     box.close()
     at = path.read_bytes().index(batches[50].payload) // 4096 * 4096
     _overwrite(path, at, b"\xff" * 4096)
-    with pytest.raises(OutboxError):
-        box.create(7)
-        box.read(0, 10**9, 10**6)
-    box.close()
     box.create(7)
     found = box.read(0, 10**9, 10**6)
     assert 90 < len(found) < 100
     assert box.days().of(found[0].id) == DAY
     assert box.backlog() == Backlog(len(found), len(found) * 10, len(found) * 3000)
     assert box.streams() == [Produced(5, 1000, 1)]
+    box.close()
+
+
+@pytest.mark.parametrize("moment", ["in mid-copy", "between two renames"])
+def test_taking_over_may_be_interrupted(tmp_path, monkeypatch, moment):
+    """By a disk that is full meanwhile, or by a kill."""
+    path = tmp_path / "outbox.sqlite"
+    box = open_outbox(config.Outbox(path=str(path)))
+    box.create(7)
+    batches = fill(box, 5, 1200, size=100)
+    box.close()
+    _overwrite(path, path.read_bytes().index(batches[50].payload) // 4096 * 4096, b"\xff" * 4096)
+    with monkeypatch.context() as patch:
+        if moment == "in mid-copy":
+            original = sqlite.salvage
+            patch.setattr(
+                sqlite, "salvage", lambda path: (_fail() if n else rows for n, rows in enumerate(original(path)))
+            )
+        else:
+            rename = Path.rename
+            patch.setattr(Path, "rename", lambda a, b: _fail() if str(a).endswith(".new") else rename(a, b))
+        with pytest.raises(OutboxUnavailable):
+            box.create(7)
+    box.close()
+    box.create(7)
+    found = box.read(0, 10**9, 10**6)
+    assert 1150 < len(found) < 1200 and all(item == batches[item.id - 1] for item in found)
+    assert box.backlog().batches == len(found) and box.streams() == [Produced(5, 12_000, 1)]
+    assert len(list(tmp_path.glob("outbox.sqlite.damaged-*"))) == 1 and not list(tmp_path.glob("*.new*"))
+    box.close()
+
+
+def _fail():
+    raise OutboxUnavailable("no space left")
+
+
+def test_damage_to_a_file_too_large_for_a_check_is_found_when_it_is_read(tmp_path, monkeypatch):
+    monkeypatch.setattr(sqlite, "CHECKED_BYTES", 0)
+    path = tmp_path / "outbox.sqlite"
+    box = open_outbox(config.Outbox(path=str(path)))
+    box.create(7)
+    batches = fill(box, 5, 100, size=3000)
+    box.close()
+    _overwrite(path, path.read_bytes().index(batches[50].payload) // 4096 * 4096, b"\xff" * 4096)
+    box.create(7)
+    with pytest.raises(OutboxError, match="malformed"):
+        box.read(0, 10**9, 10**6)
+    box.close()
+    box.create(7)
+    assert 90 < len(box.read(0, 10**9, 10**6)) < 100
     box.close()
 
 

@@ -12,7 +12,9 @@ from stand import Skywave, Stand, skywave
 def stalled(part: Skywave, cause: str, seconds: float = 25) -> str:
     """Waits until the part names the cause; returns why."""
     held = wait_for(
-        lambda: part.status().get("stalls", {}).get(cause), seconds, lambda: f"{part.name} stalls by {cause}: {part.status()}"
+        lambda: part.status().get("stalls", {}).get(cause),
+        seconds,
+        lambda: f"{part.name} stalls by {cause}: {part.status()}",
     )
     with urllib.request.urlopen(f"http://127.0.0.1:{part.http}/metrics", timeout=5) as answer:
         metric = f"skywave_{part.status()['kind']}_stalled_seconds"
