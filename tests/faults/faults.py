@@ -23,7 +23,7 @@ import paho.mqtt.client as paho
 import psycopg2
 from paho.mqtt.packettypes import PacketTypes
 from paho.mqtt.properties import Properties
-from parts import Part
+from parts import Part, wait_for
 
 from faults.proxy import Proxy
 from faults.world import Edge, Process, World
@@ -388,9 +388,10 @@ def held(world: World, edge: Edge) -> set[float]:
     )
     values: set[float] = set()
     with contextlib.closing(box):
+        box.create(edge.client_id)  # it may have been killed before it had
         for batch in box.read(0, 1 << 62, 1 << 30):
             name = Name(edge.client_id, batch.stream, batch.first_seq)
-            values.update(decode(batch.payload, name, batch.count).values)
+            values.update(decode(batch.payload, name, batch.count).values.to_pylist())
     return values
 
 
@@ -399,13 +400,25 @@ def _plain(edge: Edge) -> bool:
     return not edge.acknowledged and edge.policy == "block"
 
 
+def _outbox_locks(edge: Edge) -> set[str]:
+    return {edge.client.name, "postgres", "sqlite", "disk sqlite", f"path {edge.to_broker.port}"}
+
+
+def _filled(edge: Edge, rng: random.Random) -> Steps:
+    """Readings gather in the outbox, because the broker is out of reach; then the client is killed."""
+    edge.to_broker.set("cut")
+    yield rng.uniform(0.5, 4)
+    edge.tails += 1
+    edge.client.hold_down()
+    edge.to_broker.set("pass")
+
+
 @fault
 def outbox_lost(world: World, rng: random.Random) -> Fault:
     edge = _edge(world, rng, _plain)
 
     def run() -> Steps:
-        edge.tails += 1
-        edge.client.hold_down()
+        yield from _filled(edge, rng)
         edge.gone |= held(world, edge)
         if edge.outbox:
             for file in edge.outbox.parent.glob(f"{edge.outbox.name}*"):
@@ -418,7 +431,7 @@ def outbox_lost(world: World, rng: random.Random) -> Fault:
         yield 0.1
         edge.client.start()
 
-    return _fault("outbox lost", edge.client.name, {edge.client.name, "postgres", "sqlite", "disk sqlite"}, run)
+    return _fault("outbox lost", edge.client.name, _outbox_locks(edge), run)
 
 
 def _drop_connections(cursor, edge: Edge) -> None:
@@ -437,8 +450,7 @@ def outbox_damaged(world: World, rng: random.Random) -> Fault:
 
     def run() -> Steps:
         assert edge.outbox
-        edge.tails += 1
-        edge.client.hold_down()
+        yield from _filled(edge, rng)
         edge.gone |= held(world, edge)
         with contextlib.closing(sqlite3.connect(edge.outbox)) as connection:
             connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
@@ -451,7 +463,7 @@ def outbox_damaged(world: World, rng: random.Random) -> Fault:
         yield 0.1
         edge.client.start()
 
-    return _fault("outbox damaged", edge.client.name, {edge.client.name, "sqlite", "disk sqlite"}, run)
+    return _fault("outbox damaged", edge.client.name, _outbox_locks(edge), run)
 
 
 @fault
@@ -460,12 +472,10 @@ def outbox_put_back(world: World, rng: random.Random) -> Fault:
     edge = _edge(world, rng, _plain)
     copy = Path(f"{edge.outbox}.copy")
 
-    def stop() -> None:
+    def run() -> Steps:
+        wait_for(edge.client.status, 30, f"{edge.client.name} has an outbox")
         edge.tails += 1
         edge.client.stop()
-
-    def run() -> Steps:
-        stop()
         if edge.outbox:
             shutil.copy(edge.outbox, copy)
         else:
@@ -474,8 +484,8 @@ def outbox_put_back(world: World, rng: random.Random) -> Fault:
                 _drop_connections(cursor, edge)
                 cursor.execute(f"CREATE DATABASE copy{edge.client_id} TEMPLATE edge{edge.client_id}")
         edge.client.start()
-        yield rng.uniform(2, 6)
-        stop()
+        yield rng.uniform(1, 4)
+        yield from _filled(edge, rng)
         edge.gone |= held(world, edge)
         if edge.outbox:
             for suffix in ("-wal", "-shm"):
@@ -488,9 +498,7 @@ def outbox_put_back(world: World, rng: random.Random) -> Fault:
                 cursor.execute(f"ALTER DATABASE copy{edge.client_id} RENAME TO edge{edge.client_id}")
         edge.client.start()
 
-    return _fault(
-        "outbox put back from a copy", edge.client.name, {edge.client.name, "postgres", "sqlite", "disk sqlite"}, run
-    )
+    return _fault("outbox put back from a copy", edge.client.name, _outbox_locks(edge), run)
 
 
 # -- the broker ------------------------------------------------------------------------------------------------------
