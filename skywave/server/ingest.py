@@ -20,7 +20,7 @@ import random
 import threading
 import time
 from collections import OrderedDict, defaultdict
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import date
 from typing import Any, TypeVar
@@ -200,8 +200,9 @@ class Ingest:
                 Ack(self._name, today, merge(reply.stored), merge(reply.rejected), reply.recorded, reply.dropped),
             )
 
-    def _once(self, admitted: Iterable[Admitted]) -> list[Admitted]:
+    def _once(self, admitted: Sequence[Admitted]) -> list[Admitted]:
         """Without the batches that are twice in this group or were committed lately."""
+        asked = {item.name for item in admitted if item.must_look_up}  # by one of its copies, perhaps not by the first
         seen: set[Name] = set()
         fresh = []
         for item in admitted:
@@ -210,7 +211,7 @@ class Ingest:
                     self.duplicates += 1
                     continue
                 seen.add(item.name)
-            fresh.append(item)
+            fresh.append(replace(item, must_look_up=True) if item.name in asked else item)
         return fresh
 
     def _commit(self, day: date, items: list[Admitted]) -> None:
