@@ -1,6 +1,7 @@
 # make demo   sets up what it needs and shows the whole system on this host, a dying broker included
 # make test   sets up what it needs and passes the test suite, on the built wheel
 # make test-deploy  makes four hosts that boot systemd, installs the fleet on them with Ansible, updates and attacks it
+# make soak   breaks the whole system FAULTS times, for hours, as root, and judges it by the sensors' ledgers; goes on where it stopped
 # make bench  measures against the targets; writes build/bench.json; make bench-archive does the same for the archive
 # make lint   ruff and mypy alone;  make docs  writes what is generated in docs/;  make clean  removes what make made
 
@@ -11,9 +12,10 @@ DEPLOY ?=
 VENV := .venv
 BIN := $(VENV)/bin
 SOURCES := pyproject.toml $(shell find skywave archive -name '*.py')
-PACKAGES := mosquitto postgresql-15 clickhouse-server maven zookeeper systemd
+FAULTS ?= 1000
+PACKAGES := mosquitto postgresql-15 clickhouse-server maven zookeeper systemd libfaketime
 
-.PHONY: demo test test-deploy bench bench-archive lint docs clean
+.PHONY: demo test test-deploy soak bench bench-archive lint docs clean
 .DELETE_ON_ERROR:
 
 demo: $(VENV)/installed
@@ -31,6 +33,10 @@ bench: $(VENV)/installed
 bench-archive: $(VENV)/installed
 	@./tests/system-packages.sh $(PACKAGES) clickhouse-client zstd curl
 	PYTHONPATH=tests $(BIN)/python bench/archive.py
+
+soak: $(VENV)/installed
+	@./tests/system-packages.sh mosquitto postgresql-15 clickhouse-server libfaketime
+	PYTHONPATH=tests $(BIN)/python -m faults.soak --faults $(FAULTS) --results build/soak.json
 
 test-deploy: $(VENV)/deploy $(VENV)/installed
 	@./tests/system-packages.sh docker.io docker-compose debootstrap maven openjdk-17-jre-headless vagrant

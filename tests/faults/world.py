@@ -21,7 +21,7 @@ from faults.proxy import Network, Proxy
 from skywave import config
 from skywave.server.store import open_store
 
-FAKETIME = "/usr/lib/x86_64-linux-gnu/faketime/libfaketimeMT.so.1"
+FAKETIME = next(map(str, Path("/usr/lib").glob("*/faketime/libfaketimeMT.so.1")), "")
 RESTART_S = 0.5
 DISK_MB = 600
 RATE = 300
