@@ -1,8 +1,8 @@
 # make demo   sets up what it needs and shows the whole system on this host, a dying broker included
 # make test   sets up what it needs and passes the test suite, on the built wheel
 # make test-deploy  makes four hosts that boot systemd, installs the fleet on them with Ansible, updates and attacks it
-# make soak   breaks the whole system FAULTS times, for hours, as root, and judges it by the sensors' ledgers; goes on where it stopped
-# make bench  measures against the targets; writes build/bench.json; make bench-archive does the same for the archive
+# make soak   breaks the whole system FAULTS times, for hours, as root; the sensors' ledgers judge; goes on where it stopped
+# make bench  measures against the targets, writes build/bench.json; bench-archive: the archive; bench-outage: a day of outage
 # make lint   ruff and mypy alone;  make docs  writes what is generated in docs/;  make clean  removes what make made
 
 PYTHON ?= python3
@@ -15,7 +15,7 @@ SOURCES := pyproject.toml $(shell find skywave archive -name '*.py')
 FAULTS ?= 1000
 PACKAGES := mosquitto postgresql-15 clickhouse-server maven zookeeper systemd libfaketime
 
-.PHONY: demo test test-deploy soak bench bench-archive lint docs clean
+.PHONY: demo test test-deploy soak bench bench-outage bench-archive lint docs clean
 .DELETE_ON_ERROR:
 
 demo: $(VENV)/installed
@@ -29,6 +29,10 @@ test: lint
 bench: $(VENV)/installed
 	@./tests/system-packages.sh mosquitto postgresql-15 clickhouse-server
 	PYTHONPATH=tests $(BIN)/python bench/run.py
+
+bench-outage: $(VENV)/installed
+	@./tests/system-packages.sh mosquitto postgresql-15 clickhouse-server
+	PYTHONPATH=tests $(BIN)/python bench/outage.py
 
 bench-archive: $(VENV)/installed
 	@./tests/system-packages.sh $(PACKAGES) clickhouse-client zstd curl
