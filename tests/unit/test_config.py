@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
+import dataclasses
+import tempfile
 import tomllib
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from skywave import config
 from skywave.errors import ConfigError
@@ -58,3 +63,30 @@ def test_secrets_come_from_files_and_from_systemds_credentials(tmp_path, monkeyp
     assert config.secret("password") == "s3cret"
     with pytest.raises(ConfigError):
         config.secret("absent")
+
+
+_leaf = st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=8)
+_known = st.sampled_from(sorted({f.name for kind in (config.Client, config.Server) for f in dataclasses.fields(kind)}))
+_inner = st.sampled_from(
+    sorted(
+        {f.name for kind in (config.Mqtt, config.Outbox, config.Intake, config.Store) for f in dataclasses.fields(kind)}
+    )
+)
+_tables = st.dictionaries(_inner | st.text(max_size=5), _leaf | st.dictionaries(_inner, _leaf, max_size=3), max_size=4)
+
+
+@given(st.dictionaries(_known | st.text(max_size=5), _leaf | st.lists(_leaf, max_size=3) | _tables, max_size=6))
+def test_no_table_breaks_the_reader(body):
+    for kind in (config.Client, config.Server):
+        with contextlib.suppress(ConfigError):
+            made = config.parse(body, kind)
+            assert isinstance(made, kind) and config.show(made)
+
+
+@given(st.binary(max_size=200))
+def test_no_file_breaks_the_reader(data):
+    with tempfile.NamedTemporaryFile() as file:
+        file.write(data)
+        file.flush()
+        with contextlib.suppress(ConfigError):
+            config.load_any(file.name)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import math
 
@@ -9,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from skywave.frames import FrameParser, frame
+from skywave.frames import FrameParser, frame, take_word
 
 finite = st.floats(allow_nan=False, allow_infinity=False)
 
@@ -59,3 +60,22 @@ def test_a_wild_header_breaks_the_framing_but_keeps_what_came_before(header):
 @given(st.binary(max_size=300))
 def test_random_bytes_never_raise_and_only_give_finite_numbers(data):
     assert all(math.isfinite(value) for value in FrameParser().feed(data))
+
+
+_number = st.integers(0, 1 << 65).map(b"%d".__mod__)
+_words = (
+    st.tuples(st.sampled_from([b"after", b"first", b"ack", b"nack", b""]), _number, _number).map(b" ".join).map(frame)
+)
+
+
+@given(st.lists(_words | st.binary(max_size=12), max_size=5).map(b"".join))
+def test_no_bytes_break_the_words_of_acknowledged_intake(data):
+    left = data
+    with contextlib.suppress(ValueError):
+        while True:
+            word, rest = take_word(left)
+            if word is None:
+                assert rest == left
+                break
+            assert 0 <= word.stream < 1 << 63 and 0 <= word.seq < 1 << 63 and len(rest) < len(left)
+            left = rest
