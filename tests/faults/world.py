@@ -59,6 +59,8 @@ class Process(Skywave):
         super().__init__(world, name, *arguments, http=http)
         self.clock = self.folder / "clock" if clock else None
         self.wanted = False
+        self.over = False
+        """The world has ended: a fault that is still being injected cannot start it again."""
         self.restarts = 0
         self.turn = threading.RLock()
 
@@ -83,6 +85,8 @@ class Process(Skywave):
 
     def start(self) -> None:
         with self.turn:
+            if self.over:
+                return
             if self.clock and not self.clock.exists():
                 self.set_clock("+0")
             self.wanted = True
@@ -282,7 +286,7 @@ class World:
         if self._supervisor.is_alive():
             self._supervisor.join(30)
         for process in self.processes:
-            process.wanted = False
+            process.wanted, process.over = False, True
             if process.process and process.process.poll() is None:
                 process.signal(signal.SIGCONT)
             process.kill()
