@@ -58,6 +58,9 @@ def judge(world: World) -> Verdict:
         if item.doubled or (item.missing and not (edge and edge.gone)):
             verdict.wrong.append(f"audit: {item}")
     counted = account.total("stored") + account.total("ahead")
+    # A stream that was killed before its first status, and whose outbox was then destroyed, is known to nobody.
+    known = {(item.client_id, int(item.stream)) for item in account.streams}
+    counted += sum((row[0], row[3]) not in known and bool(world.edges[row[0] - 1].gone) for row in rows)
     if counted != sum(c.total() for c in stored.values()):
         verdict.wrong.append(f"audit counts {counted} stored, the table has {sum(c.total() for c in stored.values())}")
     missing, destroyed = account.total("missing"), verdict.destroyed
