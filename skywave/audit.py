@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import time
 from collections import defaultdict
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any, NamedTuple
 
@@ -79,6 +79,16 @@ class Account:
             "oldest_unacked_s": max((s.oldest_unacked_s for s in self.streams), default=0.0),
             "streams": [asdict(stream) for stream in self.streams],
         }
+
+
+def audit_shards(stores: Sequence[Store], client_id: int | None = None) -> Account:
+    """The account over all shards of a cluster, whose connections it closes. Raises ``StoreUnavailable``."""
+    try:
+        accounts = [audit(store, client_id) for store in stores]
+    finally:
+        for store in stores:
+            store.close()
+    return Account([stream for account in accounts for stream in account.streams], sum(a.foreign for a in accounts))
 
 
 def audit(store: Store, client_id: int | None = None) -> Account:

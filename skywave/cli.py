@@ -200,14 +200,13 @@ def audit(path: str, client_id: int | None, as_json: bool) -> None:
     from rich.console import Console
 
     from . import view
-    from .audit import audit as take
+    from .audit import audit_shards
     from .errors import StoreUnavailable
+    from .server.store import open_shards
 
     settings = config.load(path, config.Server)
     try:
-        store = _store(settings)
-        document = take(store, client_id).as_json()
-        store.close()
+        document = audit_shards(open_shards(settings.store), client_id).as_json()
     except StoreUnavailable:
         if settings.store.kind != "embedded" or not settings.http.port:
             raise

@@ -147,6 +147,26 @@ class Client:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Shard:
+    """One shard of a ClickHouse cluster: servers that hold the same readings by replication."""
+
+    replicas: str = setting(..., 'Its servers, like "ch1:9440, ch2:9440"; the first that works is used.')
+    first_client: int = setting(
+        0,
+        "The shard takes clients from this number on, until another shard's; shards with the same number share them. So a "
+        "shard that is added takes new clients, and no client ever moves.",
+        (0, 2**32 - 1),
+    )
+
+    def addresses(self) -> list[tuple[str, int]]:
+        """Host and port of each replica; raises ``ValueError``."""
+        pairs = [address.strip().rpartition(":") for address in self.replicas.split(",")]
+        if not all(host and port.isdigit() and 0 < int(port) < 65536 for host, _, port in pairs):
+            raise ValueError(f"{self.replicas!r} is no list of host:port")
+        return [(host, int(port)) for host, _, port in pairs]
+
+
+@dataclass(frozen=True, kw_only=True)
 class Store:
     """The final database."""
 
@@ -168,6 +188,16 @@ class Store:
         ("none", "filesystem"),
     )
     data_path: str = setting("/var/lib/clickhouse", 'Folder whose file system sync = "filesystem" syncs.')
+    shards: dict[str, Shard] = setting({}, "A cluster's shards by name, instead of host and port.")
+    quorum: int = setting(
+        2,
+        "With shards: a batch is acknowledged when this many replicas have it. 1 is faster, and loses what only a dead "
+        "replica had.",
+        (1, 16),
+    )
+    cluster: str = setting(
+        "skywave", "With shards: the cluster's name in ClickHouse's remote_servers, for reads of all."
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -228,6 +258,8 @@ def parse(body: dict[str, Any], kind: type[T], where: str = "configuration") -> 
     config: T = _build(body, kind, where, "")
     if isinstance(config, Client):
         _check_client(config, where)
+    elif isinstance(config, Server):
+        _check_shards(config.store, where)
     return config
 
 
@@ -249,6 +281,23 @@ def _check_client(config: Client, where: str) -> None:
         raise ConfigError(f"{where}: more than 32000 sensors", "Split them over several clients.")
     if config.outbox.kind == "postgresql" and not config.outbox.dsn:
         raise ConfigError(f"{where}: outbox.dsn is missing", 'For example dsn = "host=/run/postgresql dbname=skywave".')
+
+
+def _check_shards(store: Store, where: str) -> None:
+    for name, shard in store.shards.items():
+        try:
+            replicas = len(shard.addresses())
+        except ValueError as error:
+            raise ConfigError(
+                f"{where}: store.shards.{name}.replicas: {error}", 'For example "ch1:9000, ch2:9000".'
+            ) from error
+        if replicas < store.quorum:
+            raise ConfigError(
+                f"{where}: store.shards.{name} has {replicas} replicas, store.quorum is {store.quorum}",
+                "A quorum cannot be larger than a shard; three replicas with a quorum of 2 survive the loss of any one.",
+            )
+    if store.shards and (store.kind != "clickhouse" or min(s.first_client for s in store.shards.values()) > 0):
+        raise ConfigError(f"{where}: store.shards need kind clickhouse and a shard with first_client 0")
 
 
 def _build(body: Any, kind: Any, where: str, prefix: str) -> Any:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import socket
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -65,27 +64,22 @@ class Cluster:
         with ThreadPoolExecutor() as pool:
             list(pool.map(lambda node: node.start(), self.all))
 
+    def toml(self, quorum: int) -> str:
+        """The cluster as a server's ``[store]``."""
+        shards = "".join(
+            f'[store.shards.s{number}]\nreplicas = "{", ".join(f"127.0.0.1:{node.port}" for node in nodes)}"\n'
+            for number, nodes in enumerate(self.nodes)
+        )
+        return f"quorum = {quorum}\ntimeout = 10.0\n{shards}"
+
     def create_tables(self, database: str) -> None:
         for node in self.all:
             store = open_store(config.Store(port=node.port, database=database))
-            for statement in schema.tables(database, modern=False):
-                store.query(_replicated(statement))
+            for statement in schema.tables(database, modern=False, replicated=True):
+                store.query(statement)
             store.close()
 
     def remove(self) -> None:
         for node in self.all:
             node.remove()
         self.zookeeper.remove()
-
-
-def _replicated(statement: str) -> str:
-    name = re.search(r"CREATE TABLE IF NOT EXISTS (\S+)", statement)
-    if not name:
-        return statement
-    arguments = f"'/clickhouse/{{shard}}/{name[1]}', '{{replica}}'"
-    statement = re.sub(
-        r"ENGINE = ReplacingMergeTree\((\w+)\)", rf"ENGINE = ReplicatedReplacingMergeTree({arguments}, \1)", statement
-    )
-    return re.sub(
-        r"ENGINE = ReplacingMergeTree(?=\s)", f"ENGINE = ReplicatedReplacingMergeTree({arguments})", statement
-    )

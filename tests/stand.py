@@ -15,9 +15,9 @@ from pathlib import Path
 from parts import Mosquitto, Part, free_port, wait_for
 
 from skywave import config
-from skywave.audit import audit
+from skywave.audit import audit_shards
 from skywave.emulator.sensor import KINDS, read_ledger
-from skywave.server.store import open_store
+from skywave.server.store import open_shards, open_store
 
 SOCKET_BUFFERS = 256 << 10
 """Bytes that may stand between a sensor's send() and the client's recv(): both ends' buffers, doubled by the kernel."""
@@ -140,17 +140,19 @@ class Stand:
         return Counter((client_id, key.decode(), value) for client_id, key, value in rows)
 
     def open_store(self):
-        return open_store(config.load(next(self.folder.glob("server*.toml")), config.Server).store)
+        return open_store(self.store_settings())
+
+    def store_settings(self) -> config.Store:
+        return config.load(next(self.folder.glob("server*.toml")), config.Server).store
 
     def verify(self, client_kills: int = 0) -> int:
         """Compares the ledgers with the store and with the audit; returns the number of readings sent.
 
         A killed client may lose one contiguous tail of each connection it had: ``linger`` plus what the sockets held.
         """
-        store = self.open_store()
-        stored = self.stored(store)
-        account = audit(store)
-        store.close()
+        stores = open_shards(self.store_settings())
+        stored = sum((self.stored(store) for store in stores), Counter())
+        account = audit_shards(stores)
         sent_in_all: Counter = Counter()
         tails = 0
         for client_id, kind in self.sensors:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import logging
+import random
+import time
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -16,18 +18,30 @@ from .store import Store
 
 MODERN_SINCE = (21, 11)
 MAX_BLOCK_ROWS = 1 << 20
+UNSATISFIED_QUORUM = 286
+"""The INSERT was not begun: ClickHouse does one with a quorum at a time in a table (ErrorCodes.cpp,
+UNSATISFIED_QUORUM_FOR_PREVIOUS_WRITE)."""
 # Settings that current engines need and 18.16 does not know: an INSERT must be one part, at once.
-_MODERN_SETTINGS = {"async_insert": 0}
+_MODERN_SETTINGS = {"async_insert": 0, "insert_quorum_parallel": 0}
 logging.getLogger("clickhouse_driver").setLevel(logging.ERROR)
 
 
+class QuorumBusy(StoreUnavailable):
+    """Another INSERT into the table waits for its quorum; this one was not begun."""
+
+
 class ClickHouseStore(Store):
-    """See ``Store``. Every failed statement closes the connection, so that the next starts from a clean one."""
+    """One server, or one shard of a cluster on whichever of its replicas works. See ``Store``.
+
+    Every failed statement closes the connection, so that the next starts from a clean one."""
 
     parallel = True
 
-    def __init__(self, settings: config.Store) -> None:
+    def __init__(self, settings: config.Store, shard: config.Shard | None = None) -> None:
         super().__init__(settings)
+        self._replicated = shard is not None
+        self._addresses = shard.addresses() if shard else [(settings.host, settings.port)]
+        self._at = 0  # which of them is used
         self._client: Client | None = None
 
     @property
@@ -48,6 +62,22 @@ class ClickHouseStore(Store):
         while (batch := self._run(lambda _: next(reader, None))) is not None:
             yield batch
 
+    def migrate(self) -> None:
+        """See ``Store.migrate``. A shard's tables are made on each replica that is there, which must be a quorum."""
+        if not self._replicated:
+            return super().migrate()
+        missing = []
+        for at in range(len(self._addresses)):
+            self.close()
+            self._at = at
+            try:
+                self._create_tables()
+            except StoreUnavailable as error:
+                missing.append(error)
+        if len(self._addresses) - len(missing) < self.settings.quorum:
+            raise missing[0]
+        return self._check_version()
+
     def insert(self, table: str, columns: dict[str, Any], keys: Sequence[bytes] | None = None) -> None:
         """See ``Store.insert``."""
         if keys is not None:
@@ -55,7 +85,15 @@ class ClickHouseStore(Store):
             words[:] = keys
             columns = {**columns, "data_key": words[columns["data_key"]]}
         statement = f"INSERT INTO {table} ({', '.join(columns)}) VALUES"
-        self._run(lambda client: client.execute(statement, list(columns.values()), columnar=True))
+        until = time.monotonic() + self.settings.timeout
+        while True:
+            try:
+                self._run(lambda client: client.execute(statement, list(columns.values()), columnar=True))
+                return
+            except QuorumBusy:
+                if time.monotonic() > until:
+                    raise
+                time.sleep(random.uniform(0.005, 0.05))
 
     def close(self) -> None:
         """See ``Store.close``."""
@@ -67,22 +105,31 @@ class ClickHouseStore(Store):
         try:
             return work(self._connect())
         except errors.ServerException as error:
-            self.close()
+            if error.code == UNSATISFIED_QUORUM:
+                raise QuorumBusy(f"clickhouse: another insert waits for its quorum (code {error.code})") from error
+            self._give_up()
             message = f"clickhouse: {str(error.message).splitlines()[0][:300]} (code {error.code})"
             raise StoreUnavailable(message, "Check the server, the user's rights and the tables' schema.") from error
         except (errors.Error, OSError, EOFError) as error:
-            self.close()
+            host, port = self._addresses[self._at]
+            self._give_up()
             raise StoreUnavailable(
-                f"clickhouse: {self.settings.host}:{self.settings.port}: {error or type(error).__name__}",
+                f"clickhouse: {host}:{port}: {error or type(error).__name__}",
                 "Check that ClickHouse runs and listens there.",
             ) from error
+
+    def _give_up(self) -> None:
+        """Leaves this server; the next statement goes to the next replica."""
+        self.close()
+        self._at = (self._at + 1) % len(self._addresses)
 
     def _connect(self) -> Client:
         if self._client is None:
             s = self.settings
+            host, port = self._addresses[self._at]
             client = Client(
-                s.host,
-                s.port,
+                host,
+                port,
                 user=s.user,
                 password=config.secret(s.password_file),
                 secure=bool(s.ca_file),
@@ -97,5 +144,19 @@ class ClickHouseStore(Store):
             version = client.execute("SELECT version()", columnar=True)[0][0].decode()
             if tuple(int(part) for part in version.split(".")[:2]) >= MODERN_SINCE:
                 client.settings.update(_MODERN_SETTINGS)
+            if self._replicated:
+                client.settings.update(_replicated_settings(s))
             self._client = client
         return self._client
+
+
+def _replicated_settings(settings: config.Store) -> dict[str, Any]:
+    """What makes an INSERT wait for its quorum, and a SELECT see what has one, and nothing else.
+
+    Without deduplication: a block that was written once without reaching its quorum would be taken for done when it is
+    written again, and be acknowledged.
+    """
+    return {
+        "insert_deduplicate": 0, "insert_quorum": settings.quorum if settings.quorum > 1 else 0,
+        "insert_quorum_timeout": int(settings.timeout * 500), "select_sequential_consistency": int(settings.quorum > 1),
+    }  # fmt: skip

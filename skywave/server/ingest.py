@@ -68,9 +68,12 @@ class _Group:
 
 
 class Ingest:
-    """The server's one working loop. ``store`` is its own connection."""
+    """The working loop of the server, or of one of its shards. ``inbox`` and ``store`` are its own."""
 
-    def __init__(self, settings: config.Server, inbox: Inbox, subscriber: Subscriber, store: Store) -> None:
+    def __init__(
+        self, settings: config.Server, inbox: Inbox, subscriber: Subscriber, store: Store, shard: int = 0
+    ) -> None:
+        self._shard = shard
         self._settings = settings.ingest
         self._name = settings.server_name
         self._inbox, self._subscriber, self._store = inbox, subscriber, store
@@ -105,8 +108,8 @@ class Ingest:
                 if not self._clock_is_set(today):
                     self._stopping.wait(0.5)
                     continue
-                if not self._subscriber.accepting and not self.store_error and not len(self._inbox):
-                    self._subscriber.set_accepting(True)
+                if not self._subscriber.accepts(self._shard) and not self.store_error and not len(self._inbox):
+                    self._subscriber.set_accepting(True, self._shard)
                 if self._inbox.wait(0.5):
                     self._work(self._gather(today))
         except Stopped:
@@ -123,7 +126,7 @@ class Ingest:
             log.info("the clock is set: %s", today)
         else:
             log.error("the clock shows %s; nothing is taken until it is set", today)
-            self._subscriber.set_accepting(False)
+            self._subscriber.set_accepting(False, self._shard)
         return self.clock_is_set
 
     def _gather(self, today: date) -> _Group:
@@ -317,7 +320,7 @@ class Ingest:
                 if self._stopping.is_set():
                     raise Stopped from error
                 if time.monotonic() - since > self._settings.pause_after:
-                    self._subscriber.set_accepting(False)
+                    self._subscriber.set_accepting(False, self._shard)
                 self._stopping.wait(pause * random.uniform(0.5, 1.0))
                 pause = min(pause * 2, RETRY_MAX_S)
                 continue

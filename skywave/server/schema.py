@@ -6,6 +6,8 @@ partition and ReplacingMergeTree with FINAL is exact. ``dt`` is for people and d
 
 from __future__ import annotations
 
+import re
+
 VERSION = 1
 
 READING_COLUMNS = ("client_id", "stream", "seq", "created_at", "data_key", "data_value", "received_at", "day")
@@ -13,8 +15,28 @@ READING_COLUMNS = ("client_id", "stream", "seq", "created_at", "data_key", "data
 _CODECS = {"created_at": "DoubleDelta, LZ4", "seq": "DoubleDelta, LZ4", "received_at": "DoubleDelta, LZ4"}
 
 
-def tables(database: str, modern: bool) -> list[str]:
-    """The statements that create everything that is missing; ``modern`` engines know codecs and can sync files."""
+def tables(database: str, modern: bool, replicated: bool = False) -> list[str]:
+    """The statements that create everything that is missing; ``modern`` engines know codecs and can sync files.
+
+    ``replicated`` tables need ZooKeeper or Keeper and the macros ``shard`` and ``replica`` in the server's configuration.
+    """
+    statements = _tables(database, modern)
+    return [_replicated(statement) for statement in statements] if replicated else statements
+
+
+def _replicated(statement: str) -> str:
+    """The statement for a table that ClickHouse replicates: equal tables of a shard share a path."""
+    if not (name := re.search(r"CREATE TABLE IF NOT EXISTS (\S+)", statement)):
+        return statement
+    path = f"'/clickhouse/tables/{{shard}}/{name[1]}', '{{replica}}'"
+    return re.sub(
+        r"ENGINE = ReplacingMergeTree(?:\((\w+)\))?",
+        lambda found: f"ENGINE = ReplicatedReplacingMergeTree({path}{', ' + found[1] if found[1] else ''})",
+        statement,
+    )
+
+
+def _tables(database: str, modern: bool) -> list[str]:
 
     def codec(column: str) -> str:
         return f" CODEC({_CODECS[column]})" if modern else ""

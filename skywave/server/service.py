@@ -1,4 +1,4 @@
-"""The server process: wires the subscriber, the ingest and the store, and shows its figures."""
+"""The server process: wires the subscriber to an ingest and a store for each shard, and shows their figures."""
 
 from __future__ import annotations
 
@@ -7,11 +7,11 @@ from collections.abc import Iterator
 from dataclasses import asdict
 
 from .. import __version__, config
-from ..audit import audit
+from ..audit import audit_shards
 from ..service import Figure, Rate, Snapshot, Worker, rss_bytes, run_until_signal, serve_figures
 from ..stalls import Cause, Stalls
 from .ingest import Ingest
-from .store import open_store
+from .store import open_shards, place
 from .subscriber import Inbox, Subscriber
 
 STUCK_AFTER_S = 120.0
@@ -35,6 +35,8 @@ FIGURES = [
     Figure("connected", "skywave_server_broker_connected", "1 while the broker is connected."),
     Figure("accepting", "skywave_server_accepting", "1 while batches are taken."),
     Figure("store_ok", "skywave_server_store_ok", "1 while the store does what it is asked."),
+    Figure("shards.*.ok", "skywave_server_shard_ok", "1 while the shard does what it is asked.", label="shard"),
+    Figure("shards.*.readings", "skywave_server_shard_readings", "Readings committed to it since the start.", True, "shard"),
     Figure("clients.*.online", "skywave_server_client_online", "1 while the client is online.", label="client_id"),
     Figure("clients.*.acknowledged", "skywave_server_client_readings", "Readings acknowledged to it since the start.",
            True, "client_id"),
@@ -52,11 +54,14 @@ class ServerProcess:
 
     def __init__(self, settings: config.Server) -> None:
         self._settings = settings
-        self._inbox = Inbox(settings.ingest.max_held_bytes)
-        self._store = open_store(settings.store)
-        self.subscriber = Subscriber(settings, self._inbox)
-        self.ingest = Ingest(settings, self._inbox, self.subscriber, self._store)
-        self._worker = Worker("ingest", self.ingest.run)
+        self._stores = open_shards(settings.store)
+        self._inboxes = [Inbox(settings.ingest.max_held_bytes) for _ in self._stores]
+        self.subscriber = Subscriber(settings, self._inboxes, place(settings.store))
+        self.shards = [
+            Ingest(settings, inbox, self.subscriber, store, number)
+            for number, (inbox, store) in enumerate(zip(self._inboxes, self._stores, strict=True))
+        ]
+        self._workers = [Worker(self._name("ingest", number), shard.run) for number, shard in enumerate(self.shards)]
         self._rate = Rate()
         self._stalls = Stalls()
         self._started = time.monotonic()
@@ -67,40 +72,47 @@ class ServerProcess:
         more = {"/audit": self._audit} if self._settings.store.kind == "embedded" else {}
         labels = {"server": self._settings.server_name}
         http = serve_figures(self._settings.http, FIGURES, self.snapshot, labels, more)
-        self._worker.start()
+        for worker in self._workers:
+            worker.start()
         try:
             run_until_signal(self._health, self._status_line)
         finally:
-            self.ingest.stop()
-            self._worker.join(30)
+            for shard in self.shards:
+                shard.stop()
+            for worker in self._workers:
+                worker.join(30)
             self.subscriber.stop()
             if http:
                 http.shutdown()
-            self._store.close()
+            for store in self._stores:
+                store.close()
 
     def _audit(self) -> Snapshot:
-        store = open_store(self._settings.store)
-        try:
-            return audit(store).as_json()
-        finally:
-            store.close()
+        return audit_shards(open_shards(self._settings.store)).as_json()
+
+    def _name(self, word: str, number: int) -> str:
+        return word if len(self._stores) == 1 else f"{word} of shard {list(self._settings.store.shards)[number]}"
 
     def _causes(self) -> Iterator[Cause]:
-        ingest, link = self.ingest, self.subscriber.link
+        link = self.subscriber.link
         yield Cause("broker", AWAY_S, "" if link.connected else f"no broker: {link.last_error or 'not connected'}")
-        yield Cause(
-            "clock", 0.0, "" if ingest.clock_is_set else "the clock was never set; nothing is taken until it is"
-        )
-        yield Cause("store", AWAY_S, f"the store does not work: {ingest.store_error}" if ingest.store_error else "")
-        hangs = time.monotonic() - ingest.progress_at > AWAY_S
-        yield Cause("insert", 0.0, "an INSERT or a look-up does not return" if hangs else "")
+        unset = not all(shard.clock_is_set for shard in self.shards)
+        yield Cause("clock", 0.0, "the clock was never set; nothing is taken until it is" if unset else "")
+        for number, shard in enumerate(self.shards):
+            store, insert = self._name("store", number), self._name("insert", number)
+            yield Cause(store, AWAY_S, f"the {store} does not work: {shard.store_error}" if shard.store_error else "")
+            hangs = time.monotonic() - shard.progress_at > AWAY_S
+            yield Cause(insert, 0.0, f"an {insert} or a look-up does not return" if hangs else "")
 
     def _health(self) -> str:
         self._stalls.look(self._causes())
-        if self._worker.died_of is not None:
-            return f"dead: ingest: {self._worker.died_of}"
-        still = time.monotonic() - self.ingest.progress_at
-        return f"ingest has not moved for {still:.0f} s" if still > STUCK_AFTER_S else ""
+        for worker, shard in zip(self._workers, self.shards, strict=True):
+            if worker.died_of is not None:
+                return f"dead: {worker.name}: {worker.died_of}"
+            still = time.monotonic() - shard.progress_at
+            if still > STUCK_AFTER_S:
+                return f"{worker.name} has not moved for {still:.0f} s"
+        return ""
 
     def _status_line(self) -> str:
         s = self.snapshot()
@@ -112,7 +124,24 @@ class ServerProcess:
 
     def snapshot(self) -> Snapshot:
         """The figures of ``skywave status`` and /metrics."""
-        ingest, subscriber = self.ingest, self.subscriber
+        subscriber = self.subscriber
+        errors = [shard.store_error for shard in self.shards]
+        sums = (
+            "readings",
+            "batches",
+            "inserts",
+            "duplicates",
+            "look_ups",
+            "foreign_readings",
+            "rejected",
+            "over_quota",
+        )
+        total = {name: sum(getattr(shard, name) for shard in self.shards) for name in sums}
+        clients = {
+            client_id: _client(asdict(status)) | {"acknowledged": shard.delivered.get(client_id, 0)}
+            for shard in self.shards
+            for client_id, status in shard.clients.copy().items()
+        }
         return {
             "kind": "server",
             "version": __version__,
@@ -123,26 +152,20 @@ class ServerProcess:
             "broker_error": subscriber.link.last_error,
             "store": self._settings.store.kind,
             "stalls": self._stalls.current,
-            "store_ok": not ingest.store_error,
-            "store_error": ingest.store_error,
-            "readings": ingest.readings,
-            "readings_per_s": round(self._rate.update(ingest.readings), 1),
-            "batches": ingest.batches,
-            "inserts": ingest.inserts,
-            "insert_s": round(ingest.insert_s, 3),
-            "duplicates": ingest.duplicates,
-            "look_ups": ingest.look_ups,
-            "foreign_readings": ingest.foreign_readings,
-            "rejected": ingest.rejected,
-            "over_quota": ingest.over_quota,
+            "store_ok": not any(errors),
+            "store_error": next(filter(None, errors), ""),
+            "shards": {
+                name: {"ok": not shard.store_error, "accepting": subscriber.accepts(number), "readings": shard.readings}
+                for number, (name, shard) in enumerate(zip(self._settings.store.shards, self.shards, strict=False))
+            },
+            **total,
+            "readings_per_s": round(self._rate.update(total["readings"]), 1),
+            "insert_s": round(sum(shard.insert_s for shard in self.shards), 3),
             "received": subscriber.received,
             "dropped": subscriber.dropped,
-            "held_messages": len(self._inbox),
-            "held_bytes": self._inbox.bytes,
-            "clients": {
-                str(client_id): _client(asdict(s)) | {"acknowledged": ingest.delivered.get(client_id, 0)}
-                for client_id, s in sorted(ingest.clients.copy().items())
-            },
+            "held_messages": sum(map(len, self._inboxes)),
+            "held_bytes": sum(inbox.bytes for inbox in self._inboxes),
+            "clients": {str(client_id): clients[client_id] for client_id in sorted(clients)},
             "rss_bytes": rss_bytes(),
         }
 

@@ -11,7 +11,7 @@ import os
 import re
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import date
 from typing import Any, NamedTuple
@@ -119,10 +119,18 @@ class Store(ABC):
 
     # -- writing -----------------------------------------------------------------------------------------------------
 
+    _replicated = False
+
     def migrate(self) -> None:
         """Creates what is missing; raises ``StoreError`` if a newer Skywave made the tables."""
-        for statement in schema.tables(self.database, self.modern):
+        self._create_tables()
+        self._check_version()
+
+    def _create_tables(self) -> None:
+        for statement in schema.tables(self.database, self.modern, self._replicated):
             self.query(statement)
+
+    def _check_version(self) -> None:
         found = self.query(f"SELECT value FROM {self.database}.meta FINAL WHERE name = 'schema'")
         if found and int(found[0][0]) > schema.VERSION:
             raise StoreError(
@@ -244,8 +252,31 @@ class Store(ABC):
         ]  # fmt: skip
 
 
+def open_shards(settings: config.Store) -> list[Store]:
+    """A new connection to each shard, in the order of the configuration; a store without shards is one."""
+    if not settings.shards:
+        return [open_store(settings)]
+    from .clickhouse import ClickHouseStore
+
+    return [ClickHouseStore(settings, shard) for shard in settings.shards.values()]
+
+
+def place(settings: config.Store) -> Callable[[int], int]:
+    """Tells the shard of a client, as a position in ``open_shards``. It never changes when shards are added as documented."""
+    starts = [shard.first_client for shard in settings.shards.values()] or [0]
+    if len(starts) == 1:
+        return lambda _: 0
+
+    def shard_of(client_id: int) -> int:
+        latest = max(start for start in starts if start <= client_id)
+        sharing = [at for at, start in enumerate(starts) if start == latest]
+        return sharing[client_id % len(sharing)]
+
+    return shard_of
+
+
 def open_store(settings: config.Store) -> Store:
-    """A new connection to the configured store."""
+    """A new connection to the configured store, which has no shards."""
     if settings.kind == "embedded":
         from .embedded import EmbeddedStore
 

@@ -1,8 +1,11 @@
-"""From the broker into a bounded inbox.
+"""From the broker into a bounded inbox, or into one for each shard of the store.
 
 While the inbox is full the socket is not read: the broker queues, and its clients' windows bound what it queues.
 When that lasts, the server says that it does not accept, unsubscribes and drops what still arrives: nothing is lost by
 that, because a client keeps every reading until it is acknowledged.
+
+With several shards a full inbox is not waited for, so that no shard holds up another one's clients: what arrives for it is
+dropped, and the server accepts as long as one of them does.
 """
 
 from __future__ import annotations
@@ -11,6 +14,7 @@ import logging
 import threading
 import time
 from collections import deque
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, date, datetime
 
@@ -72,15 +76,19 @@ class Inbox:
 
 
 class Subscriber:
-    """The server's connection to one broker."""
+    """The server's connection to one broker. ``shard_of`` tells the inbox of a client."""
 
-    def __init__(self, settings: config.Server, inbox: Inbox) -> None:
+    def __init__(
+        self, settings: config.Server, inboxes: Sequence[Inbox], shard_of: Callable[[int], int] = lambda _: 0
+    ) -> None:
         self._name = settings.server_name
-        self._inbox = inbox
+        self._inboxes = inboxes
+        self._shard_of = shard_of
+        self._accepting = [True] * len(inboxes)
+        self._started = False
         self._pause_after = settings.ingest.pause_after
         self._lock = threading.Lock()
         self._status: ServerStatus | None = None
-        self.accepting = True
         self.received = 0
         self.dropped = 0
         self.link = Link(
@@ -93,13 +101,27 @@ class Subscriber:
             will=Will(topics.server_status(self._name), self._say(False).encode()),
         )
 
+    @property
+    def accepting(self) -> bool:
+        """True while batches of some shard are taken."""
+        return any(self._accepting)
+
+    def accepts(self, shard: int) -> bool:
+        """True while a shard's batches are taken."""
+        return self._accepting[shard]
+
     def start(self) -> None:
-        """Connects, and from then on receives."""
+        """Connects, and from then on receives; each shard that is ready calls it."""
+        with self._lock:
+            if self._started:
+                return
+            self._started = True
         self.link.start()
 
     def stop(self) -> None:
         """Says that this server is gone and disconnects."""
-        self.set_accepting(False)
+        for shard in range(len(self._inboxes)):
+            self.set_accepting(False, shard)
         self.link.stop()
 
     def tick(self) -> None:
@@ -108,13 +130,17 @@ class Subscriber:
         if status is not None and status.date != utc_today():
             self._publish_status()
 
-    def set_accepting(self, accepting: bool) -> None:
-        """Starts or stops taking batches, and tells the clients. Client statuses are always taken."""
+    def set_accepting(self, accepting: bool, shard: int = 0) -> None:
+        """Starts or stops taking a shard's batches, and tells the clients. Client statuses are always taken."""
         with self._lock:
-            if accepting == self.accepting:
+            if accepting == self._accepting[shard]:
                 return
-            self.accepting = accepting
-            log.info("%s batches", "accepts" if accepting else "does not accept")
+            before = self.accepting
+            self._accepting[shard] = accepting
+            which = f" of shard {shard + 1}" if len(self._inboxes) > 1 else ""
+            log.info("%s batches%s", "accepts" if accepting else "does not accept", which)
+            if before == self.accepting:
+                return
             if accepting:
                 self.link.subscribe([topics.ALL_DATA_SHARED])
             else:
@@ -144,10 +170,14 @@ class Subscriber:
     def _receive(self, message: Message) -> None:
         self.received += 1
         item = Received(message, boottime())
-        if self._inbox.put(item, self._pause_after if self.accepting else 0.0):
+        who = topics.parse_client(message.topic)
+        shard = self._shard_of(who[0]) if who else 0
+        alone = len(self._inboxes) == 1
+        if self._inboxes[shard].put(item, self._pause_after if alone and self.accepting else 0.0):
             return
         self.dropped += 1
-        self.set_accepting(False)
+        if alone:
+            self.set_accepting(False)
 
 
 def boottime() -> float:

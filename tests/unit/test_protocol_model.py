@@ -122,7 +122,7 @@ class Server:
     def acknowledge(self, client_id: int, ack: Ack) -> None:
         self.model.acks.append(Message(topics.ack(client_id), ack.encode()))
 
-    def set_accepting(self, accepting: bool) -> None:
+    def set_accepting(self, accepting: bool, _shard: int = 0) -> None:
         self.accepting = accepting
 
     def work(self) -> None:
