@@ -240,7 +240,7 @@ def test_a_batch_that_the_disk_has_altered_is_declared_lost_and_the_others_go_on
     box.close()
 
 
-@pytest.mark.parametrize("seed", range(20))
+@pytest.mark.parametrize("seed", range(60))
 def test_what_can_be_read_of_a_damaged_file_is_taken_over(tmp_path, seed):
     rng = random.Random(seed)
     path = tmp_path / "outbox.sqlite"
@@ -265,6 +265,27 @@ def test_what_can_be_read_of_a_damaged_file_is_taken_over(tmp_path, seed):
     known = {batch.id: batch for batch in batches[30:]}
     assert all(known[batch.id] == batch for batch in found), "what is read is what was written"
     assert box.read(0, 10**9, 10**6)[:-1] == found
+    rules = box.days()
+    assert rules.latest is None or all(rules.of(item.id) for item in box.read(0, 10**9, 10**6)), "each has a day"
+    box.close()
+
+
+def test_damaged_accounts_are_made_anew_of_what_is_found(tmp_path):
+    path = tmp_path / "outbox.sqlite"
+    box = open_outbox(config.Outbox(path=str(path)))
+    box.create(7)
+    batches = [*fill(box, 5, 100, size=3000), *fill(box, 6, 100, size=500)]
+    box.delete([batch.id for batch in batches[:30]])
+    box.fix_day(1, DAY)
+    page = box.query("SELECT rootpage FROM sqlite_master WHERE name = 'stream'")[0][0]
+    box.close()
+    _overwrite(path, (page - 1) * 4096, b"\xff" * 4096)
+    box.create(7)
+    assert box.read(0, 10**9, 10**6) == batches[30:]
+    assert box.backlog() == Backlog(170, 1700, 70 * 3000 + 100 * 500)
+    assert box.streams() == [Produced(5, 1000, 301), Produced(6, 1000, 1)]
+    assert box.start_stream(9) == batches[-1].id + 1
+    assert box.days().of(batches[-1].id + 1) == DAY
     box.close()
 
 
