@@ -218,6 +218,49 @@ def audit(path: str, client_id: int | None, as_json: bool) -> None:
     sys.exit(0 if document["clean"] else 1)
 
 
+@main.group()
+def store() -> None:
+    """Make the tables of the store, on all servers of a cluster, and rebuild a replica."""
+
+
+@store.command("migrate")
+@config_option
+def store_migrate(path: str) -> None:
+    """Make or upgrade the tables on every server that is there. Servers do this at their start as well."""
+    from .server.store import open_shards
+
+    settings = config.load(path, config.Server).store
+    for name, shard in zip(settings.shards or ["store"], open_shards(settings), strict=True):
+        shard.migrate()
+        shard.close()
+        click.echo(f"{name}: tables are there")
+
+
+@store.command("rebuild")
+@config_option
+@click.argument("data", type=click.Path(file_okay=False, path_type=Path))
+def store_rebuild(path: str, data: Path) -> None:
+    """Prepare DATA, the empty data folder of a ClickHouse server, to take the place of a replica that lost its disk.
+
+    Run it on that server's host before the server's start, as ClickHouse's user, with the shard and replica macros that the
+    lost one had. The server then fetches everything from its shard's other replicas.
+    """
+    from .server import schema
+
+    settings = config.load(path, config.Server).store
+    metadata = data / "metadata" / settings.database
+    if any((data / "metadata").glob("*/*.sql")):
+        raise ConfigError(
+            f"{data} has tables already", "Only an empty data folder can be prepared; nothing was changed."
+        )
+    metadata.mkdir(parents=True, exist_ok=True)
+    for table, statement in schema.attachments(settings.database, modern=False).items():
+        (metadata / f"{table}.sql").write_text(statement, encoding="utf-8")
+    (data / "flags").mkdir(exist_ok=True)
+    (data / "flags" / "force_restore_data").touch()
+    click.echo(f"{data} is prepared; start the server, and look at system.replicas")
+
+
 CONFIGURATIONS = Path("/etc/skywave")
 CREDENTIALS = CONFIGURATIONS / "credentials"
 

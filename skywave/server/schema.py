@@ -24,6 +24,19 @@ def tables(database: str, modern: bool, replicated: bool = False) -> list[str]:
     return [_replicated(statement) for statement in statements] if replicated else statements
 
 
+def attachments(database: str, modern: bool) -> dict[str, str]:
+    """The replicated tables as ClickHouse keeps them in its ``metadata`` folder, by table.
+
+    With these files and the flag ``force_restore_data`` an empty server takes the place of a replica that lost its disk:
+    it finds itself in ZooKeeper and fetches everything (clickhouse.com/docs, "Recovery after complete data loss").
+    """
+    found = {}
+    for statement in tables(database, modern, replicated=True):
+        if match := re.match(rf"CREATE TABLE IF NOT EXISTS {database}\.(\w+)", statement):
+            found[match[1]] = statement.replace(match[0], f"ATTACH TABLE {match[1]}", 1) + "\n"
+    return found
+
+
 def _replicated(statement: str) -> str:
     """The statement for a table that ClickHouse replicates: equal tables of a shard share a path."""
     if not (name := re.search(r"CREATE TABLE IF NOT EXISTS (\S+)", statement)):

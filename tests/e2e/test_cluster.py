@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import shutil
 import time
 
 import pytest
 from cluster import Cluster
 from parts import wait_for
-from stand import Stand
+from stand import Stand, skywave
+
+from skywave import config
+from skywave.server.store import open_store
 
 
 @pytest.fixture(scope="module")
@@ -56,15 +60,41 @@ def test_any_replica_may_die(clustered, cluster, rng):
         clustered.add_client(client_id, clustered.sqlite(client_id), rate=1500)
     for client_id in (1, 2):
         delivers(clustered, client_id)
-    for _ in range(4):
+    for number in range(6):
         node = rng.choice(cluster.all)
         node.kill()
+        if number % 2:  # and its disk with it
+            shutil.rmtree(node.folder / "data")
+            (node.folder / "data").mkdir()
+            skywave("store", "rebuild", "--config", str(clustered.folder / "server.toml"), str(node.folder / "data"))
         time.sleep(rng.uniform(0, 2))
         for client_id in (1, 2):
             delivers(clustered, client_id, seconds=90)
         node.start()
+        wait_for(lambda node=node: replicates(node.port, clustered), 90, f"{node.name} has caught up", 0.5)
     clustered.finish(90)
     assert clustered.verify() > 4000
+    rows = [sorted(each(node.port, clustered)) for node in cluster.nodes[0]]
+    assert rows[0] == rows[1] == rows[2], "every replica has every row"
+
+
+def each(port: int, stand: Stand) -> list[tuple]:
+    store = open_store(config.Store(port=port, database=stand.store_settings().database))
+    try:
+        return store.query(f"SELECT stream, seq, data_value FROM {store.database}.telemetry FINAL")
+    finally:
+        store.close()
+
+
+def replicates(port: int, stand: Stand) -> bool:
+    store = open_store(config.Store(port=port, database=stand.store_settings().database))
+    try:
+        rows = store.query(
+            f"SELECT is_readonly, queue_size, active_replicas FROM system.replicas WHERE database = '{store.database}'"
+        )
+        return len(rows) == 6 and all(row == (0, 0, 3) for row in rows)
+    finally:
+        store.close()
 
 
 def test_a_lost_shard_stops_only_its_own_clients(clustered, cluster):
