@@ -54,6 +54,15 @@ class Cluster:
     def __init__(self, shards: int, replicas: int) -> None:
         self.zookeeper = ZooKeeper()
         self.nodes = [[Replica(self.zookeeper.port, s, r) for r in range(replicas)] for s in range(shards)]
+        one = "<replica><host>127.0.0.1</host><port>{}</port></replica>"
+        layout = "".join(
+            f"<shard><internal_replication>true</internal_replication>{''.join(one.format(n.port) for n in nodes)}</shard>"
+            for nodes in self.nodes
+        )
+        for node in self.all:
+            path = node.folder / "config.xml"
+            servers = f"<remote_servers><skywave>{layout}</skywave></remote_servers></yandex>"
+            path.write_text(path.read_text().replace("</yandex>", servers))
 
     @property
     def all(self) -> list[Replica]:

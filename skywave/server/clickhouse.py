@@ -14,6 +14,7 @@ from clickhouse_driver import Client, errors
 
 from .. import config
 from ..errors import StoreUnavailable
+from . import schema
 from .store import Store
 
 MODERN_SINCE = (21, 11)
@@ -72,6 +73,8 @@ class ClickHouseStore(Store):
             self._at = at
             try:
                 self._create_tables()
+                for statement in schema.reads(self.database, self.settings.cluster):
+                    self.query(statement)
             except StoreUnavailable as error:
                 missing.append(error)
         if len(self._addresses) - len(missing) < self.settings.quorum:

@@ -24,6 +24,19 @@ def tables(database: str, modern: bool, replicated: bool = False) -> list[str]:
     return [_replicated(statement) for statement in statements] if replicated else statements
 
 
+def reads(database: str, cluster: str) -> list[str]:
+    """The statements for reading all shards of a cluster from any of its servers: ``readings`` has each reading once."""
+    return [
+        *(
+            f"CREATE TABLE IF NOT EXISTS {database}.{table}_all AS {database}.{table}"
+            f" ENGINE = Distributed('{cluster}', '{database}', '{table}')"
+            for table in ("telemetry", "rejected", "streams", "dropped", "expired")
+        ),
+        f"CREATE VIEW IF NOT EXISTS {database}.readings AS"
+        f" SELECT {', '.join(READING_COLUMNS)} FROM {database}.telemetry_all FINAL",
+    ]
+
+
 def attachments(database: str, modern: bool) -> dict[str, str]:
     """The replicated tables as ClickHouse keeps them in its ``metadata`` folder, by table.
 

@@ -42,7 +42,7 @@ def delivers(stand: Stand, client_id: int, more: int = 500, seconds: float = 60)
     )  # fmt: skip
 
 
-def test_readings_come_to_the_shard_of_their_client_and_to_a_quorum(clustered):
+def test_readings_come_to_the_shard_of_their_client_and_to_a_quorum(clustered, cluster):
     for name in ("server", "server-2"):
         clustered.add_server(name)
     for client_id in (1, 2):
@@ -50,7 +50,11 @@ def test_readings_come_to_the_shard_of_their_client_and_to_a_quorum(clustered):
     for client_id in (1, 2):
         delivers(clustered, client_id, 2000)
     clustered.finish(60)
-    assert clustered.verify() > 4000
+    sent = clustered.verify()
+    assert sent > 4000
+    store = open_store(config.Store(port=cluster.nodes[1][2].port, database=clustered.store_settings().database))
+    assert store.query(f"SELECT count() FROM {store.database}.readings")[0][0] == sent, "any server reads all shards"
+    store.close()
 
 
 def test_any_replica_may_die(clustered, cluster, rng):
