@@ -36,18 +36,36 @@ def setting(default: Any, doc: str, check: Check | None = None) -> Any:
     return field(default=default, metadata=metadata)
 
 
+def addresses(text: str) -> list[tuple[str, int]]:
+    """Hosts and ports of a list like "a:1, b:2"; raises ``ValueError``."""
+    pairs = [address.strip().rpartition(":") for address in text.split(",")]
+    if not all(host and port.isdecimal() and port.isascii() and 0 < int(port) < 65536 for host, _, port in pairs):
+        raise ValueError(f"{text!r} is no list of host:port")
+    return [(host, int(port)) for host, _, port in pairs]
+
+
 @dataclass(frozen=True, kw_only=True)
 class Mqtt:
     """The connection to the broker."""
 
     host: str = setting("127.0.0.1", "Broker's host name or address.")
     port: int = setting(1883, "Broker's port (8883 is usual with TLS).", (1, 65535))
+    others: str = setting(
+        "",
+        'More brokers, like "b2:8883, b3:8883". A client uses one at a time, and goes on to the next when that is away or '
+        "no server is there; a server listens to all.",
+    )
     username: str = setting("", "User name, if the broker asks for one.")
     password_file: str = setting("", "File that holds the password.")
     ca_file: str = setting("", "CA certificate that signed the broker's; setting it turns TLS on.")
     cert_file: str = setting("", "This host's certificate, for mutual TLS.")
     key_file: str = setting("", "Private key of cert_file.")
     keepalive: int = setting(30, "Seconds between pings on an idle connection.", (5, 3600))
+
+    def brokers(self) -> list[Mqtt]:
+        """The settings of each broker; raises ``ValueError``."""
+        more = addresses(self.others) if self.others else []
+        return [self, *(dataclasses.replace(self, host=host, port=port, others="") for host, port in more)]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -158,13 +176,6 @@ class Shard:
         (0, 2**32 - 1),
     )
 
-    def addresses(self) -> list[tuple[str, int]]:
-        """Host and port of each replica; raises ``ValueError``."""
-        pairs = [address.strip().rpartition(":") for address in self.replicas.split(",")]
-        if not all(host and port.isdigit() and 0 < int(port) < 65536 for host, _, port in pairs):
-            raise ValueError(f"{self.replicas!r} is no list of host:port")
-        return [(host, int(port)) for host, _, port in pairs]
-
 
 @dataclass(frozen=True, kw_only=True)
 class Store:
@@ -256,6 +267,11 @@ def load_any(path: str | Path) -> Client | Server:
 def parse(body: dict[str, Any], kind: type[T], where: str = "configuration") -> T:
     """Builds the dataclass ``kind`` from a TOML table; see ``load``."""
     config: T = _build(body, kind, where, "")
+    if isinstance(config, Client | Server):
+        try:
+            config.mqtt.brokers()
+        except ValueError as error:
+            raise ConfigError(f"{where}: mqtt.others: {error}", 'For example "b2:8883, b3:8883".') from error
     if isinstance(config, Client):
         _check_client(config, where)
     elif isinstance(config, Server):
@@ -286,7 +302,7 @@ def _check_client(config: Client, where: str) -> None:
 def _check_shards(store: Store, where: str) -> None:
     for name, shard in store.shards.items():
         try:
-            replicas = len(shard.addresses())
+            replicas = len(addresses(shard.replicas))
         except ValueError as error:
             raise ConfigError(
                 f"{where}: store.shards.{name}.replicas: {error}", 'For example "ch1:9000, ch2:9000".'

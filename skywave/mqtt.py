@@ -14,7 +14,7 @@ import socket
 import ssl
 import threading
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -66,7 +66,7 @@ class Disconnected:
 
 
 class Link:
-    """Stays connected to the broker until ``stop``.
+    """Stays connected to one of the brokers until ``stop``; after each connection that failed or ended the next is tried.
 
     ``on_up`` runs after each successful connect and subscribe, ``on_down`` after each connection that was up,
     ``on_message`` for each message: all in the link's thread, so they must hand over and return.
@@ -76,7 +76,7 @@ class Link:
 
     def __init__(
         self,
-        settings: config.Mqtt,
+        brokers: Sequence[config.Mqtt],
         client_id: str,
         subscriptions: Iterable[str],
         on_up: Callable[[], None],
@@ -84,7 +84,8 @@ class Link:
         on_message: Callable[[Message], None],
         will: Will | None = None,
     ) -> None:
-        self._settings = settings
+        self._brokers = brokers
+        self._settings = settings = brokers[0]
         if settings.ca_file:
             tls_context(settings)
         config.secret(settings.password_file)
@@ -118,6 +119,17 @@ class Link:
             client.disconnect()
         if self._thread.is_alive():
             self._thread.join(5)
+
+    @property
+    def address(self) -> str:
+        """Host and port of the broker that is used or tried."""
+        return f"{self._settings.host}:{self._settings.port}"
+
+    def leave(self, why: str) -> None:
+        """Goes on to the next broker, if there is another one."""
+        if len(self._brokers) > 1 and (client := self._client):
+            log.warning("broker: leaves %s: %s", self.address, why)
+            client.disconnect()
 
     def publish(
         self,
@@ -167,7 +179,7 @@ class Link:
                 while client.loop() == paho.MQTT_ERR_SUCCESS:  # loop_forever() would not wake for what is queued
                     pass
             except (OSError, ValueError, ConfigError) as error:
-                self._note(f"{self._settings.host}:{self._settings.port}: {error}")
+                self._note(f"{self.address}: {error}")
                 if self.connected:
                     self._went_down(Disconnected(0, str(error)))
             except Exception:  # paho met something it does not expect: a new connection starts from a clean state
@@ -176,6 +188,7 @@ class Link:
                     self._went_down(Disconnected(0, "internal error"))
             finally:
                 self._client = None
+            self._settings = self._brokers[(self._brokers.index(self._settings) + 1) % len(self._brokers)]
             steady = self.connected_at and time.monotonic() - self.connected_at > STEADY_S
             pause = 0.1 if steady else min(pause * 2, RECONNECT_MAX_S)
             self._stopping.wait(pause * random.uniform(0.5, 1.0))
@@ -216,7 +229,7 @@ class Link:
             self._note(f"refused the connection: {reason}")
             client.disconnect()
             return
-        log.info("broker: connected to %s:%s", self._settings.host, self._settings.port)
+        log.info("broker: connected to %s", self.address)
         self.last_error = ""
         self.connected = True
         self.connected_at = time.monotonic()

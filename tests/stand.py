@@ -58,9 +58,12 @@ def drained(client: Skywave) -> bool:
 class Stand:
     """Sensors, clients, servers and a broker. ``outbox`` and ``store`` are configuration tables as TOML."""
 
-    def __init__(self, broker: Mosquitto, store: str, database: str) -> None:
+    def __init__(self, broker: Mosquitto, store: str, database: str, *others: Mosquitto) -> None:
         self.folder = Path(tempfile.mkdtemp(prefix="skywave-stand-"))
         self.broker = broker
+        self.mqtt = f"[mqtt]\nport = {broker.port}\n"
+        if others:
+            self.mqtt += f'others = "{", ".join(f"127.0.0.1:{other.port}" for other in others)}"\n'
         self.store = f'[store]\ndatabase = "{database}"\n{store}'
         self.parts: dict[str, Skywave] = {}
         self.sensors: list[tuple[int, str]] = []
@@ -97,7 +100,7 @@ class Stand:
         )
         path = self.folder / f"{name}.toml"
         path.write_text(
-            f"client_id = {client_id}\n{sensors}[mqtt]\nport = {self.broker.port}\n[outbox]\n{outbox}\n"
+            f"client_id = {client_id}\n{sensors}{self.mqtt}[outbox]\n{outbox}\n"
             f"[http]\nport = {http}\n[uplink]\nstatus_interval = {interval}\n{extra}"
         )
         self.parts[name] = part = Skywave(self, name, "client", "--config", str(path), http=http)
@@ -109,9 +112,7 @@ class Stand:
     ) -> Skywave:
         http = free_port()
         path = self.folder / f"{name}.toml"
-        path.write_text(
-            f'name = "{name}"\n[mqtt]\nport = {self.broker.port}\n{self.store}\n[http]\nport = {http}\n{extra}'
-        )
+        path.write_text(f'name = "{name}"\n{self.mqtt}{self.store}\n[http]\nport = {http}\n{extra}')
         self.parts[name] = part = (made or Skywave)(self, name, "server", "--config", str(path), http=http, **how)
         part.start()
         return part

@@ -44,11 +44,12 @@ def examine(path: str | Path) -> list[Finding]:
     findings += _certificates(settings.mqtt)
     status, running = _running(settings)
     findings.append(running)
-    refusal = shake_hands(settings.mqtt)
-    findings.append(
-        Finding("broker", not refusal, refusal or f"{settings.mqtt.host}:{settings.mqtt.port} answers",
-                "Check the broker, the way to it, and that both sides' certificates come from the same authority.")
-    )  # fmt: skip
+    for broker in settings.mqtt.brokers():
+        refusal = shake_hands(broker)
+        findings.append(
+            Finding("broker", not refusal, refusal or f"{broker.host}:{broker.port} answers",
+                    "Check the broker, the way to it, and that both sides' certificates come from the same authority.")
+        )  # fmt: skip
     if isinstance(settings, config.Client):
         findings += _client(settings, status)
     else:

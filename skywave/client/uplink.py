@@ -39,6 +39,8 @@ BURST = 8
 """Batches published between two looks at the events, so that a resend of everything does not delay the live lane."""
 TOO_LARGE_STRIKES = 3
 RETRY_S = 1.0
+UNSERVED_S = 10.0
+"""How long a client stays with a broker to which no accepting server listens, if there is another broker."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,6 +75,7 @@ class Uplink:
         self._status_at = 0.0
         self._status_soon = False
         self._retry_at = 0.0
+        self._served_at = 0.0
         self._strikes = 0
         self._more = False  # there is work that needs no event
         self._set_aside: dict[int, str] = {}
@@ -86,7 +89,7 @@ class Uplink:
         self.bad_messages = 0
         self.unavailable = ""
         self.link = Link(
-            settings.mqtt,
+            settings.mqtt.brokers(),
             f"skywave-client-{settings.client_id}",
             [topics.ack(settings.client_id), topics.ALL_SERVER_STATUS],
             on_up=lambda: self._events.put(_Up()),
@@ -157,6 +160,11 @@ class Uplink:
     def _step(self, now: float) -> None:
         if now >= self._delete_at or len(self._acked) >= DELETE_AT_ONCE:
             self._delete(now)
+        if self.accepting or not self.link.connected:
+            self._served_at = now
+        elif now - self._served_at > UNSERVED_S:
+            self._served_at = now
+            self.link.leave("no server accepts there")
         if self.accepting:
             self._fix_day()
             self._publish_due(now)

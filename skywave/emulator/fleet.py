@@ -84,7 +84,7 @@ class Fleet:
         }
         self._links = [
             Link(
-                mqtt,
+                [mqtt],
                 f"skywave-fleet-{first_client_id}-{number}",
                 [topics.ALL_SERVER_STATUS, *(topics.ack(c) for c in list(self._clients)[number::connections])],
                 on_up=lambda: None,

@@ -41,7 +41,7 @@ class ClickHouseStore(Store):
     def __init__(self, settings: config.Store, shard: config.Shard | None = None) -> None:
         super().__init__(settings)
         self._replicated = shard is not None
-        self._addresses = shard.addresses() if shard else [(settings.host, settings.port)]
+        self._addresses = config.addresses(shard.replicas) if shard else [(settings.host, settings.port)]
         self._at = 0  # which of them is used
         self._client: Client | None = None
 

@@ -94,8 +94,9 @@ class ServerProcess:
         return word if len(self._stores) == 1 else f"{word} of shard {list(self._settings.store.shards)[number]}"
 
     def _causes(self) -> Iterator[Cause]:
-        link = self.subscriber.link
-        yield Cause("broker", AWAY_S, "" if link.connected else f"no broker: {link.last_error or 'not connected'}")
+        for number, link in enumerate(self.subscriber.links):
+            name = f"broker {link.address}" if number else "broker"
+            yield Cause(name, AWAY_S, "" if link.connected else f"no broker: {link.last_error or 'not connected'}")
         unset = not all(shard.clock_is_set for shard in self.shards)
         yield Cause("clock", 0.0, "the clock was never set; nothing is taken until it is" if unset else "")
         for number, shard in enumerate(self.shards):
@@ -147,9 +148,9 @@ class ServerProcess:
             "version": __version__,
             "name": self._settings.server_name,
             "uptime_s": round(time.monotonic() - self._started, 1),
-            "connected": subscriber.link.connected,
-            "accepting": subscriber.accepting and subscriber.link.connected,
-            "broker_error": subscriber.link.last_error,
+            "connected": subscriber.connected,
+            "accepting": subscriber.accepting and subscriber.connected,
+            "broker_error": "; ".join(filter(None, (link.last_error for link in subscriber.links))),
             "store": self._settings.store.kind,
             "stalls": self._stalls.current,
             "store_ok": not any(errors),

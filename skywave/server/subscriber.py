@@ -20,7 +20,7 @@ from datetime import UTC, date, datetime
 
 from .. import __version__, config, topics
 from ..messages import EARLIEST, Ack, ServerStatus
-from ..mqtt import Disconnected, Link, Message, Will
+from ..mqtt import Link, Message, Will
 
 log = logging.getLogger(__name__)
 
@@ -76,7 +76,7 @@ class Inbox:
 
 
 class Subscriber:
-    """The server's connection to one broker. ``shard_of`` tells the inbox of a client."""
+    """The server's connections to its brokers. ``shard_of`` tells the inbox of a client."""
 
     def __init__(
         self, settings: config.Server, inboxes: Sequence[Inbox], shard_of: Callable[[int], int] = lambda _: 0
@@ -91,15 +91,26 @@ class Subscriber:
         self._status: ServerStatus | None = None
         self.received = 0
         self.dropped = 0
-        self.link = Link(
-            settings.mqtt,
+        self.links = [self._link(broker) for broker in settings.mqtt.brokers()]
+        self._heard_from: dict[int, Link] = {}  # by client: where its acknowledgements go
+
+    def _link(self, broker: config.Mqtt) -> Link:
+        link: Link
+        link = Link(
+            [broker],
             f"skywave-server-{self._name}",
             [],
-            on_up=self._up,
-            on_down=self._down,
-            on_message=self._receive,
+            on_up=lambda: self._up(link),
+            on_down=lambda why: log.debug("broker: %s", why.reason),
+            on_message=lambda message: self._receive(link, message),
             will=Will(topics.server_status(self._name), self._say(False).encode()),
         )
+        return link
+
+    @property
+    def connected(self) -> bool:
+        """True while some broker is connected."""
+        return any(link.connected for link in self.links)
 
     @property
     def accepting(self) -> bool:
@@ -116,13 +127,15 @@ class Subscriber:
             if self._started:
                 return
             self._started = True
-        self.link.start()
+        for link in self.links:
+            link.start()
 
     def stop(self) -> None:
         """Says that this server is gone and disconnects."""
         for shard in range(len(self._inboxes)):
             self.set_accepting(False, shard)
-        self.link.stop()
+        for link in self.links:
+            link.stop()
 
     def tick(self) -> None:
         """Publishes the status again when the UTC date has changed."""
@@ -141,15 +154,14 @@ class Subscriber:
             log.info("%s batches%s", "accepts" if accepting else "does not accept", which)
             if before == self.accepting:
                 return
-            if accepting:
-                self.link.subscribe([topics.ALL_DATA_SHARED])
-            else:
-                self.link.unsubscribe([topics.ALL_DATA_SHARED])
+            for link in self.links:
+                (link.subscribe if accepting else link.unsubscribe)([topics.ALL_DATA_SHARED])
         self._publish_status()
 
     def acknowledge(self, client_id: int, ack: Ack) -> None:
-        """Sends an acknowledgement. If it is lost the client sends again and hears it then."""
-        self.link.publish(topics.ack(client_id), ack.encode())
+        """Sends an acknowledgement, to the broker that brought the client's last message. If it is lost the client sends
+        again and hears it then."""
+        self._heard_from[client_id].publish(topics.ack(client_id), ack.encode())
 
     def _say(self, accepting: bool) -> ServerStatus:
         today = utc_today()
@@ -157,21 +169,21 @@ class Subscriber:
 
     def _publish_status(self) -> None:
         self._status = self._say(self.accepting)
-        self.link.publish(topics.server_status(self._name), self._status.encode(), retain=True)
+        for link in self.links:
+            link.publish(topics.server_status(self._name), self._status.encode(), retain=True)
 
-    def _up(self) -> None:
+    def _up(self, link: Link) -> None:
         with self._lock:
-            self.link.subscribe([topics.ALL_CLIENT_STATUS, *([topics.ALL_DATA_SHARED] if self.accepting else [])])
+            link.subscribe([topics.ALL_CLIENT_STATUS, *([topics.ALL_DATA_SHARED] if self.accepting else [])])
         self._publish_status()
 
-    def _down(self, why: Disconnected) -> None:
-        log.debug("broker: %s", why.reason)
-
-    def _receive(self, message: Message) -> None:
+    def _receive(self, link: Link, message: Message) -> None:
         self.received += 1
         item = Received(message, boottime())
         who = topics.parse_client(message.topic)
-        shard = self._shard_of(who[0]) if who else 0
+        client_id = who[0] if who else 0
+        self._heard_from[client_id] = link
+        shard = self._shard_of(client_id)
         alone = len(self._inboxes) == 1
         if self._inboxes[shard].put(item, self._pause_after if alone and self.accepting else 0.0):
             return

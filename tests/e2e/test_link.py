@@ -40,7 +40,7 @@ def link(request):
             settings["ca_file"] = str(broker.folder / "cert.pem")
         broker.start()
         up, heard, down = threading.Event(), [], []
-        made = Link(config.Mqtt(**settings), "a", ["x/#"], up.set, down.append, heard.append)
+        made = Link([config.Mqtt(**settings)], "a", ["x/#"], up.set, down.append, heard.append)
         made.start()
         assert up.wait(10)
         yield made, heard, down

@@ -167,6 +167,9 @@ class Link:
                 self.model.attempted.add(name)
         return self.connected
 
+    def leave(self, _why: str) -> None:
+        """There is one broker."""
+
 
 class Delivery(RuleBasedStateMachine):
     """One client, two servers."""

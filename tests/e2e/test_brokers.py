@@ -1,0 +1,62 @@
+"""Several brokers: a client goes on to the next one, servers listen to all."""
+
+from __future__ import annotations
+
+import time
+
+import pytest
+from parts import Mosquitto, wait_for
+from stand import Stand, skywave
+
+
+@pytest.fixture
+def stand_of_two(broker, clickhouse, database):
+    other = Mosquitto()
+    other.start()
+    stand = Stand(broker, f"port = {clickhouse.port}\n", database, other)
+    try:
+        yield stand, broker, other
+    finally:
+        stand.remove()
+        other.remove()
+
+
+def delivers(client, more: int = 1000) -> None:
+    before = client.status().get("acked_readings", 0)
+    wait_for(
+        lambda: client.status().get("acked_readings", 0) > before + more, 40, lambda: f"delivers: {client.status()}"
+    )
+
+
+def test_either_broker_may_die_and_nothing_is_lost(stand_of_two, rng):
+    stand, first, second = stand_of_two
+    servers = [stand.add_server("server"), stand.add_server("server-2")]
+    clients = [stand.add_client(number, stand.sqlite(number), 2000) for number in (1, 2)]
+    for _ in range(2):
+        for broker in (first, second):
+            for client in clients:
+                delivers(client)
+            broker.kill()
+            time.sleep(rng.uniform(0, 2))
+            for client in clients:
+                delivers(client)
+            broker.start()
+            wait_for(lambda: all(not s.status()["broker_error"] for s in servers), 30, "servers listen to it again")
+    stand.finish(60)
+    assert stand.verify() > 10_000
+
+
+def test_a_broker_without_a_server_is_left(stand_of_two):
+    stand, first, second = stand_of_two
+    stand.mqtt = f"[mqtt]\nport = {second.port}\n"
+    stand.add_server()
+    stand.mqtt = f'[mqtt]\nport = {first.port}\nothers = "127.0.0.1:{second.port}"\n'
+    client = stand.add_client(1, stand.sqlite(1), 1000)
+    delivers(client)
+    assert "leaves 127.0.0.1" in client.log()
+    assert (
+        f"127.0.0.1:{second.port} answers"
+        in skywave("doctor", "--config", str(stand.folder / "client-1.toml"), check=None).stdout
+    )
+    stand.finish()
+    assert stand.verify() > 1000
