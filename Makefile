@@ -15,7 +15,7 @@ SOURCES := pyproject.toml $(shell find skywave archive -name '*.py')
 FAULTS ?= 1000
 PACKAGES := mosquitto postgresql-15 clickhouse-server maven zookeeper systemd libfaketime
 
-.PHONY: demo test test-deploy soak bench bench-outage bench-archive lint docs clean
+.PHONY: demo test test-deploy soak soak-cluster bench bench-outage bench-archive lint docs clean
 .DELETE_ON_ERROR:
 
 demo: $(VENV)/installed
@@ -41,6 +41,10 @@ bench-archive: $(VENV)/installed
 soak: $(VENV)/installed
 	@./tests/system-packages.sh mosquitto postgresql-15 clickhouse-server libfaketime
 	PYTHONPATH=tests $(BIN)/python -m faults.soak --faults $(FAULTS) --results build/soak.json
+
+soak-cluster: $(VENV)/installed
+	@./tests/system-packages.sh mosquitto postgresql-15 clickhouse-server zookeeper libfaketime
+	PYTHONPATH=tests $(BIN)/python -m faults.soak --cluster --faults $(FAULTS) --results build/soak-cluster.json
 
 test-deploy: $(VENV)/deploy $(VENV)/installed
 	@./tests/system-packages.sh docker.io docker-compose debootstrap maven openjdk-17-jre-headless vagrant

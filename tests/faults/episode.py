@@ -8,7 +8,7 @@ import threading
 import time
 from dataclasses import asdict, dataclass, field
 
-from faults.faults import CATALOGUE, Fault
+from faults.faults import CATALOGUE, Aim, Fault
 from faults.oracle import Verdict, judge
 from faults.world import World
 
@@ -30,7 +30,13 @@ class Episode:
         return asdict(self)
 
 
-def run(seed: int, count: int, deck: list[str] | None = None) -> Episode:
+def run(
+    seed: int,
+    count: int,
+    deck: list[str] | None = None,
+    made: type[World] = World,
+    catalogue: dict[str, Aim] = CATALOGUE,
+) -> Episode:
     """Injects ``count`` faults; ``deck`` are the kinds to take in turn (all, shuffled, if not given).
 
     Raises ``AssertionError`` when something stays stuck. What was lost or doubled stands in the verdict.
@@ -38,13 +44,13 @@ def run(seed: int, count: int, deck: list[str] | None = None) -> Episode:
     started = time.monotonic()
     rng = random.Random(seed)
     episode = Episode(seed)
-    deck = deck if deck is not None else shuffled(rng, count)
-    world = World()
+    deck = deck if deck is not None else shuffled(rng, count, catalogue)
+    world = made()
     failed = True
     try:
         world.start()
         world.wait_until_it_flows()
-        _inject(world, rng, deck[:count], episode)
+        _inject(world, rng, [catalogue[kind] for kind in deck[:count]], episode)
         _heal(world)
         world.settle()
         episode.verdict = judge(world)
@@ -56,24 +62,24 @@ def run(seed: int, count: int, deck: list[str] | None = None) -> Episode:
     return episode
 
 
-def shuffled(rng: random.Random, count: int) -> list[str]:
+def shuffled(rng: random.Random, count: int, catalogue: dict[str, Aim]) -> list[str]:
     """Kinds of faults in random order, each as often as any other."""
     kinds: list[str] = []
     while len(kinds) < count:
-        more = sorted(CATALOGUE)
+        more = sorted(catalogue)
         rng.shuffle(more)
         kinds += more
     return kinds[:count]
 
 
-def _inject(world: World, rng: random.Random, kinds: list[str], episode: Episode) -> None:
+def _inject(world: World, rng: random.Random, kinds: list[Aim], episode: Episode) -> None:
     active: dict[int, tuple[Fault, threading.Thread]] = {}
     errors: list[BaseException] = []
     for number, kind in enumerate(kinds):
         while True:
             active = {n: (f, t) for n, (f, t) in active.items() if t.is_alive()}
             assert not errors, errors[0]
-            fault = CATALOGUE[kind](world, rng)
+            fault = kind(world, rng)
             if not any(fault.locks & other.locks for other, _ in active.values()):
                 break
             time.sleep(0.1)
@@ -84,7 +90,7 @@ def _inject(world: World, rng: random.Random, kinds: list[str], episode: Episode
         episode.faults[fault.kind] = episode.faults.get(fault.kind, 0) + 1
         time.sleep(min(rng.expovariate(1 / PAUSE_S), 4 * PAUSE_S))
     for fault, thread in active.values():
-        thread.join(60)
+        thread.join(180)
         assert not thread.is_alive(), f"{fault.kind} does not end"
     if errors:
         raise errors[0]

@@ -7,7 +7,7 @@ from collections import Counter
 from dataclasses import dataclass, field
 
 from faults.world import Edge, World
-from skywave.audit import audit
+from skywave.audit import audit_shards
 from skywave.emulator.sensor import read_ledger
 
 HOP_BYTES = 256 << 10
@@ -35,14 +35,15 @@ class Verdict:
 
 def judge(world: World) -> Verdict:
     """Compares the ledgers with the table, and the audit with both."""
-    store = world.store()
     verdict = Verdict()
-    rows = store.query(
-        "SELECT client_id, data_key, data_value, stream, seq FROM telemetry.telemetry FINAL WHERE client_id < 900"
-    )
-    dropped = store.query("SELECT client_id, stream, first_seq, last_seq FROM telemetry.dropped FINAL")
-    account = audit(store)
-    store.close()
+    rows, dropped = [], []
+    for store in world.stores():
+        rows += store.query(
+            "SELECT client_id, data_key, data_value, stream, seq FROM telemetry.telemetry FINAL WHERE client_id < 900"
+        )
+        dropped += store.query("SELECT client_id, stream, first_seq, last_seq FROM telemetry.dropped FINAL")
+        store.close()
+    account = audit_shards(world.stores())
     stored: dict[int, Counter[float]] = {edge.client_id: Counter() for edge in world.edges}
     for client_id, key, value, _, _ in rows:
         edge = world.edges[client_id - 1]

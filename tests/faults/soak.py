@@ -15,6 +15,9 @@ from collections import Counter
 from pathlib import Path
 
 from faults import episode
+from faults.cluster_faults import CLUSTER, ClusterWorld
+from faults.faults import CATALOGUE
+from faults.world import World
 
 FAULTS_AN_EPISODE = 50
 
@@ -25,16 +28,18 @@ def main() -> int:
     parser.add_argument("--results", type=Path, default=Path("build/soak.json"))
     parser.add_argument("--first-seed", type=int, default=1000)
     parser.add_argument("--seed", type=int, help="run this episode alone; its result goes to standard output")
+    parser.add_argument("--cluster", action="store_true", help="on a ClickHouse cluster with two brokers")
     arguments = parser.parse_args()
     if arguments.seed is not None:
-        return _one(arguments.seed)
+        return _one(arguments.seed, arguments.cluster)
     arguments.results.parent.mkdir(parents=True, exist_ok=True)
     results = json.loads(arguments.results.read_text()) if arguments.results.exists() else []
     while _total(results) < arguments.faults:
         seed = max([r["seed"] for r in results], default=arguments.first_seed - 1) + 1
         log = arguments.results.with_suffix(f".{seed}.log")
         with log.open("w") as out:
-            command = [sys.executable, "-m", "faults.soak", "--seed", str(seed)]
+            more = ["--cluster"] if arguments.cluster else []
+            command = [sys.executable, "-m", "faults.soak", "--seed", str(seed), *more]
             ended = subprocess.run(command, stdout=out, stderr=subprocess.STDOUT, check=False)
         last = (log.read_text().splitlines() or [""])[-1]
         result = json.loads(last) if last.startswith("{") else {"seed": seed, "faults": {}, "stuck": last}
@@ -46,9 +51,10 @@ def main() -> int:
     return 1 if any(_bad(result) for result in results) else 0
 
 
-def _one(seed: int) -> int:
+def _one(seed: int, cluster: bool) -> int:
+    world, catalogue = (ClusterWorld, CLUSTER) if cluster else (World, CATALOGUE)
     try:
-        result = episode.run(seed, FAULTS_AN_EPISODE).as_json()
+        result = episode.run(seed, FAULTS_AN_EPISODE // (2 if cluster else 1), None, world, catalogue).as_json()
     except Exception as error:
         traceback.print_exc()
         result = {"seed": seed, "faults": {}, "stuck": f"{type(error).__name__}: {str(error)[:500]}"}

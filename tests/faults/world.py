@@ -19,7 +19,7 @@ from stand import Skywave, Stand, drained
 
 from faults.proxy import Network, Proxy
 from skywave import config
-from skywave.server.store import open_store
+from skywave.server.store import Store, open_store
 
 FAKETIME = next(map(str, Path("/usr/lib").glob("*/faketime/libfaketimeMT.so.1")), "")
 RESTART_S = 0.5
@@ -151,6 +151,7 @@ class World:
         self.to_store: list[Proxy] = []
         self.from_servers: list[Proxy] = []
         self.disks: dict[str, Disk] = {}
+        self.other_brokers = ""
         self.parts: list[Part] = []
         self._over = threading.Event()
         self._supervisor = threading.Thread(target=self._supervise, daemon=True)
@@ -174,6 +175,10 @@ class World:
             part.start()
         for name in ("north", "south"):
             self._add_server(name)
+        self._add_edges()
+        self._supervisor.start()
+
+    def _add_edges(self) -> None:
         plan = [
             ("temperature", False, "postgresql", "block", 1 << 30), ("pressure", False, "sqlite", "block", 1 << 16),
             ("height", True, "sqlite", "block", 1 << 30), ("temperature", True, "postgresql", "block", 1 << 17),
@@ -181,22 +186,24 @@ class World:
         ]  # fmt: skip
         for number, (kind, acknowledged, database, policy, most) in enumerate(plan, 1):
             self._add_edge(number, kind, acknowledged, database, policy, most)
-        self._supervisor.start()
 
     # -- parts -------------------------------------------------------------------------------------------------------
 
     def _add_server(self, name: str) -> None:
         http = free_port()
         to_store, to_broker = Proxy(self.network, self.clickhouse.port), Proxy(self.network, self.broker.port)
+        self.to_store.append(to_store)
+        self.from_servers.append(to_broker)
+        self._start_server(name, http, f"port = {to_broker.port}", f"port = {to_store.port}\ntimeout = 4.0")
+
+    def _start_server(self, name: str, http: int, mqtt: str, store: str) -> None:
         path = self.folder / f"{name}.toml"
         path.write_text(
-            f'name = "{name}"\n[mqtt]\nhost = "127.0.0.1"\nport = {to_broker.port}\nkeepalive = 5\n'
-            f"[store]\nport = {to_store.port}\ntimeout = 4.0\n[http]\nport = {http}\n[ingest]\npause_after = 2.0\n"
+            f'name = "{name}"\n[mqtt]\n{mqtt}\nkeepalive = 5\n[store]\n{store}\n'
+            f"[http]\nport = {http}\n[ingest]\npause_after = 2.0\n"
         )
         server = Process(self, name, "server", "--config", str(path), http=http, clock=True)
         self.servers.append(server)
-        self.to_store.append(to_store)
-        self.from_servers.append(to_broker)
         self.processes.append(server)
         server.start()
 
@@ -218,7 +225,7 @@ class World:
         path = self.folder / f"client-{number}.toml"
         path.write_text(
             f"client_id = {number}\n[sensors.{kind}]\nport = {to_sensor.port}\nacknowledged = {str(acknowledged).lower()}\n"
-            f"[mqtt]\nport = {to_broker.port}\nkeepalive = 5\n"
+            f"[mqtt]\nport = {to_broker.port}\n{self.other_brokers}keepalive = 5\n"
             f'[outbox]\n{settings}\nmax_bytes = {most}\nwhen_full = "{policy}"\n'
             f"[http]\nport = {http}\n[uplink]\nstatus_interval = 1.0\n[intake]\nreconnect_max = 1.0\n"
         )
@@ -245,6 +252,10 @@ class World:
     def store(self):
         """The final store, past every proxy."""
         return open_store(config.Store(port=self.clickhouse.port))
+
+    def stores(self) -> list[Store]:
+        """The final store, or each of its shards."""
+        return [self.store()]
 
     def _supervise(self) -> None:
         while not self._over.wait(RESTART_S):
