@@ -20,6 +20,7 @@ def vagrant(tmp_path_factory):
         environment = {
             "PATH": "/usr/bin:/bin", "HOME": str(home), "VAGRANT_HOME": str(home), "VAGRANT_DOTFILE_PATH": str(dotfile),
             "VAGRANT_CHECKPOINT_DISABLE": "1", "LANG": "C.UTF-8",
+            "VAGRANT_DEFAULT_PROVIDER": "docker",  # the one that needs no hypervisor; nothing is started with it
         }  # fmt: skip
         return subprocess.run(
             ["vagrant", *arguments], cwd=ROOT / "vagrant", env=environment, capture_output=True, text=True, check=False

@@ -25,6 +25,7 @@ class Network:
 
     def __init__(self) -> None:
         self.loop = asyncio.new_event_loop()
+        self.proxies: list[Proxy] = []
         self._thread = threading.Thread(target=self.loop.run_forever, name="network", daemon=True)
         self._thread.start()
 
@@ -32,8 +33,19 @@ class Network:
         return asyncio.run_coroutine_threadsafe(coroutine, self.loop).result(20)
 
     def close(self) -> None:
+        for proxy in self.proxies:
+            proxy.close()
+        self.call(self._end())
         self.loop.call_soon_threadsafe(self.loop.stop)
         self._thread.join(5)
+        if not self._thread.is_alive():
+            self.loop.close()
+
+    async def _end(self) -> None:
+        others = asyncio.all_tasks() - {asyncio.current_task()}
+        for task in others:
+            task.cancel()
+        await asyncio.gather(*others, return_exceptions=True)
 
 
 class Proxy:
@@ -41,6 +53,7 @@ class Proxy:
 
     def __init__(self, network: Network, target_port: int) -> None:
         self._network, self._target = network, target_port
+        network.proxies.append(self)
         self.mode = "pass"
         self._open: set[tuple[asyncio.StreamWriter, asyncio.StreamWriter]] = set()
         self._watch: tuple[int, Callable[[], None]] | None = None
@@ -62,8 +75,11 @@ class Proxy:
         self._watch = None
 
     def close(self) -> None:
+        self._network.call(self._close())
+
+    async def _close(self) -> None:
         self._server.close()
-        self.set("cut")
+        await self._set("cut")
 
     async def _listen(self) -> asyncio.Server:
         return await asyncio.start_server(self._accept, "127.0.0.1", 0)
