@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from skywave import config
 from skywave.errors import ConfigError
+from skywave.server.store import place
 
 CLIENT = "client_id = 7\n[sensors.t]\nport = 9090\n"
 
@@ -49,6 +50,35 @@ def test_every_mistake_is_named(tmp_path, text, message, hint):
         load(tmp_path, text)
     assert hint in caught.value.hint
     assert caught.value.exit_code == 2
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ('[store.shards.a]\nreplicas = "h"\n', "store.shards.a.replicas: 'h' is no list"),
+        ('[store.shards.a]\nreplicas = "h:1"\n', "has 1 replicas, store.quorum is 2"),
+        ('[store]\nquorum = 1\n[store.shards.a]\nreplicas = "h:1"\nfirst_client = 5\n', "a shard with first_client 0"),
+        ('[mqtt]\nothers = "b2"\n', "mqtt.others: 'b2' is no list"),
+        ('[mqtt]\nothers = "b2:99999"\n', "mqtt.others"),
+    ],
+)
+def test_every_mistake_of_a_cluster_is_named(tmp_path, text, message):
+    with pytest.raises(ConfigError, match=message):
+        load(tmp_path, text, config.Server)
+
+
+def test_no_client_moves_when_a_shard_is_added():
+    def shards(*starts):
+        return {f"s{n}": {"replicas": "a:1, b:1", "first_client": start} for n, start in enumerate(starts)}
+
+    two = place(config.parse({"store": {"shards": shards(0, 0)}}, config.Server).store)
+    three = place(config.parse({"store": {"shards": shards(0, 0, 101)}}, config.Server).store)
+    four = place(config.parse({"store": {"shards": shards(0, 0, 101, 101)}}, config.Server).store)
+    assert [two(client) for client in range(6)] == [0, 1, 0, 1, 0, 1]
+    assert all(three(client) == four(client) == two(client) for client in range(101))
+    assert {three(client) for client in range(101, 200)} == {2}
+    assert {four(client) for client in range(101, 200)} == {2, 3}
+    assert place(config.Store())(12345) == 0
 
 
 def test_what_show_prints_is_a_configuration_that_means_the_same(tmp_path):
