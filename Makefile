@@ -32,7 +32,7 @@ bench: $(VENV)/installed
 
 bench-outage: $(VENV)/installed
 	@./tests/system-packages.sh mosquitto postgresql-15 clickhouse-server
-	PYTHONPATH=tests $(BIN)/python bench/outage.py
+	PYTHONPATH=tests $(BIN)/python bench/day_of_outage.py
 
 bench-archive: $(VENV)/installed
 	@./tests/system-packages.sh $(PACKAGES) clickhouse-client zstd curl

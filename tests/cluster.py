@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import socket
+import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -46,6 +47,16 @@ class Replica(ClickHouse):
             f"<macros><shard>{shard}</shard><replica>{replica}</replica></macros></yandex>"
         )
         path.write_text(path.read_text().replace("</yandex>", extra))
+
+    def start(self) -> None:
+        """Again and again, as systemd does: without ZooKeeper it may end at its start."""
+        for left in range(30, -1, -1):
+            try:
+                return super().start()
+            except AssertionError:
+                if not left:
+                    raise
+                time.sleep(1)
 
 
 class Cluster:

@@ -11,7 +11,7 @@ from parts import wait_for
 from skywave import config
 
 READINGS = 2_000_000
-"""bench/outage.py does it with a day's 86 million."""
+"""bench/day_of_outage.py does it with a day's 86 million."""
 
 
 @pytest.mark.parametrize("kind", ["sqlite", "postgresql"])

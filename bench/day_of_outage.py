@@ -1,4 +1,4 @@
-"""`make bench-outage`: a day without a server at 1000 readings a second, and how it is made up for. Writes build/outage.json.
+"""`make bench-outage`: a day without a server at 1000 readings a second, and how it is made up for. Writes build/day_of_outage.json.
 
 The outbox is filled without waiting a day; from then on all is real. It takes some minutes and 3 GB of disk.
 """
@@ -12,4 +12,4 @@ DAY = 86_400_000
 
 if __name__ == "__main__":
     backlog(latency(), DAY, watched_s=0)
-    write("outage")
+    write("day_of_outage")
