@@ -52,7 +52,8 @@ class Replica(ClickHouse):
         """Again and again, as systemd does: without ZooKeeper it may end at its start."""
         for left in range(30, -1, -1):
             try:
-                return super().start()
+                super().start()
+                return
             except AssertionError:
                 if not left:
                     raise
