@@ -1,6 +1,7 @@
 """`make bench-outage`: a day without a server at 1000 readings a second, and how it is made up for.
 
-Writes build/day_of_outage.json. The outbox is filled without waiting a day; from then on all is real. It takes some minutes and 3 GB of disk.
+Writes build/day_of_outage.json. The outbox is filled without waiting a day; from then on all is real. It takes some
+minutes and 3 GB of disk.
 """
 
 from __future__ import annotations

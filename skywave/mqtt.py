@@ -59,10 +59,11 @@ class Will:
 
 @dataclass(frozen=True, slots=True)
 class Disconnected:
-    """Why a connection ended: ``code`` is the MQTT reason code, if the broker gave one."""
+    """Why a connection ended: ``code`` is the MQTT reason code, if the broker gave one; ``wanted`` if this side ended it."""
 
     code: int
     reason: str
+    wanted: bool = False
 
 
 class Link:
@@ -85,6 +86,8 @@ class Link:
         will: Will | None = None,
     ) -> None:
         self._brokers = brokers
+        self._at = 0
+        self._leaving = False
         self._settings = settings = brokers[0]
         if settings.ca_file:
             tls_context(settings)
@@ -128,6 +131,7 @@ class Link:
     def leave(self, why: str) -> None:
         """Goes on to the next broker, if there is another one."""
         if len(self._brokers) > 1 and (client := self._client):
+            self._leaving = True
             log.warning("broker: leaves %s: %s", self.address, why)
             client.disconnect()
 
@@ -188,7 +192,9 @@ class Link:
                     self._went_down(Disconnected(0, "internal error"))
             finally:
                 self._client = None
-            self._settings = self._brokers[(self._brokers.index(self._settings) + 1) % len(self._brokers)]
+            self._leaving = False
+            self._at = (self._at + 1) % len(self._brokers)
+            self._settings = self._brokers[self._at]
             steady = self.connected_at and time.monotonic() - self.connected_at > STEADY_S
             pause = 0.1 if steady else min(pause * 2, RECONNECT_MAX_S)
             self._stopping.wait(pause * random.uniform(0.5, 1.0))
@@ -238,7 +244,7 @@ class Link:
 
     def _disconnected(self, _client: paho.Client, _data: Any, _flags: Any, reason: Any, _properties: Any) -> None:
         if self.connected:
-            self._went_down(Disconnected(reason.value, str(reason)))
+            self._went_down(Disconnected(reason.value, str(reason), self._leaving))
 
     def _went_down(self, why: Disconnected) -> None:
         self.connected = False

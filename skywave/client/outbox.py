@@ -67,9 +67,16 @@ class Backlog:
     bytes: int
 
 
-def checksum(stream: int, first_seq: int, count: int, payload: bytes) -> int:
+def checksum(stream: int, first_seq: int, count: int, payload: bytes | memoryview) -> int:
     """CRC-32 of a batch's name and bytes."""
     return zlib.crc32(payload, zlib.crc32(b"%d %d %d" % (stream, first_seq, count)))
+
+
+def intact(row: Sequence[Any]) -> bool:
+    """True if a row of ``batch`` (``COLUMNS``) is as it was written, as far as its checksum reaches."""
+    batch_id, stream, first_seq, count, made_at, _, payload, crc = row
+    numbers = all(isinstance(number, int) for number in (batch_id, stream, first_seq, count, made_at))
+    return numbers and isinstance(payload, bytes | memoryview) and checksum(stream, first_seq, count, payload) == crc
 
 
 class Position(NamedTuple):
@@ -116,8 +123,12 @@ class Days:
         return max((day for day in self._days if day), default=None)
 
 
-def _as_date(text: str | None) -> date | None:
-    return date.fromisoformat(text) if text else None
+def as_date(text: str | None) -> date | None:
+    """A date of the outbox; None also for what is none, which means: not known."""
+    try:
+        return date.fromisoformat(text) if text else None
+    except (ValueError, TypeError):
+        return None
 
 
 class Outbox(ABC):
@@ -258,24 +269,39 @@ class Outbox(ABC):
 
     # -- the uplink's side -------------------------------------------------------------------------------------------
 
-    def read(self, first_id: int, last_id: int, limit: int) -> list[Batch]:
+    def read(self, first_id: int, last_id: int, limit: int, removed: Sequence[int] = ()) -> list[Batch]:
         """Up to ``limit`` batches with ``first_id`` <= id <= ``last_id``, in order of id."""
         rows = self.query(
             f"SELECT {COLUMNS} FROM batch WHERE id >= ? AND id <= ? ORDER BY id LIMIT ?", (first_id, last_id, limit)
         )
-        batches: list[Batch] = []
-        damaged: list[Batch] = []
-        for batch_id, stream, first, count, made_at, since, payload, crc in rows:
-            batch = Batch(batch_id, stream, first, count, made_at, _as_date(since), bytes(payload))
-            (batches if checksum(stream, first, count, batch.payload) == crc else damaged).append(batch)
+        damaged = [row for row in rows if not intact(row)]
         if not damaged:
-            return batches
-        for batch in damaged:
-            log.error("outbox: batch %d is damaged, readings %d to %d of stream %d are lost",
-                      batch.id, batch.first_seq, batch.last_seq, batch.stream)  # fmt: skip
-        ranges = [Dropped(b.stream, b.first_seq, b.last_seq, "damaged on the disk") for b in damaged]
-        self._remove([batch.id for batch in damaged], ranges)
-        return self.read(first_id, last_id, limit)
+            return [
+                Batch(batch_id, stream, first, count, made_at, as_date(since), bytes(payload))
+                for batch_id, stream, first, count, made_at, since, payload, _ in rows
+            ]
+        if any(row[0] in removed for row in damaged):
+            raise self._found_damaged("damaged batches cannot be removed")
+        self._declare_damaged(damaged)
+        return self.read(first_id, last_id, limit, [*removed, *(row[0] for row in damaged)])
+
+    def _declare_damaged(self, rows: Sequence[tuple[Any, ...]]) -> None:
+        """Removes batches that the disk has altered, and declares them lost as far as their names can be read."""
+        lost: list[Dropped] = []
+        for batch_id, stream, first, count, *_ in rows:
+            log.error(
+                "outbox: batch %s is damaged, %s readings from %s on of stream %s are lost",
+                batch_id,
+                count,
+                first,
+                stream,
+            )
+            if all(isinstance(number, int) for number in (stream, first, count)):
+                lost.append(Dropped(stream, first, first + count - 1, "damaged on the disk"))
+        self._remove([row[0] for row in rows], lost)
+
+    def _found_damaged(self, what: object) -> OutboxError:
+        return OutboxError(f"the outbox is damaged: {what}", "Repair the database.")
 
     def delete(self, ids: Sequence[int]) -> None:
         """Removes acknowledged batches."""
@@ -301,7 +327,7 @@ class Outbox(ABC):
     def days(self) -> Days:
         """The day rules."""
         rows = self.query("SELECT from_id, day FROM day")
-        return Days((from_id, _as_date(day)) for from_id, day in rows)
+        return Days((from_id, as_date(day)) for from_id, day in rows)
 
     def fix_day(self, from_id: int, day: date | None) -> None:
         """Durably fixes the day of the batches from ``from_id`` on, and forgets rules that no batch needs."""

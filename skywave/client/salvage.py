@@ -13,42 +13,46 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from .outbox import COLUMNS, INSERT_BATCH, Statement, checksum
+from .outbox import COLUMNS, INSERT_BATCH, Statement, as_date, intact
 
 AT_ONCE = 500
+MAX_STEPS = 200_000
+"""Rows that are stepped over one by one behind a damaged page, before the rest is given up."""
+_ACCOUNTS: dict[str, tuple[type, ...]] = {"day": (int, str), "dropped": (int, int, int, str), "sensor": (str, int, int)}
 
 
 def salvage(damaged: Path) -> Iterator[list[Statement]]:
     """Transactions that fill a new, empty outbox with what is left of ``damaged``."""
     with contextlib.closing(sqlite3.connect(damaged)) as connection:
-
-        def rows(sql: str, *parameters: object) -> list[tuple[Any, ...]]:
-            with contextlib.suppress(sqlite3.Error):
-                return connection.execute(sql, parameters).fetchall()
-            return []
-
-        streams = rows("SELECT stream, first_id, last_seq, batches, bytes FROM stream")
+        connection.text_factory = lambda data: data.decode(errors="replace")
+        known = {
+            row[0]: row
+            for row in _read(connection, "SELECT stream, first_id, last_seq, batches, bytes FROM stream")[0]
+            if all(isinstance(value, int) for value in row)
+        }
         found: dict[int, _Found] = {}
-        for first, last in [(row[1], row[1] + row[3]) for row in streams] or [_ids(connection)]:
-            for start in range(first, last, AT_ONCE):
-                end = min(start + AT_ONCE, last)
-                batches = rows(f"SELECT {COLUMNS} FROM batch WHERE id >= ? AND id < ?", start, end)
-                if not batches:  # perhaps because one of them cannot be read
-                    one = f"SELECT {COLUMNS} FROM batch WHERE id = ?"
-                    batches = [row for number in range(start, end) for row in rows(one, number)]
-                whole = [row for row in batches if _whole(row)]
-                for row in whole:
-                    found.setdefault(row[1], _Found(row[0])).add(row)
-                yield [(INSERT_BATCH, row) for row in whole]
+        seen: set[int] = set()
+        for rows in _batches(connection):
+            whole = [row for row in rows if intact(row) and row[0] not in seen]
+            for row in whole:
+                seen.add(row[0])
+                found.setdefault(row[1], _Found(row[0])).add(row)
+            yield [(INSERT_BATCH, (*row[:5], str(as_date(row[5]) or "") or None, *row[6:])) for row in whole]
         # Without the accounts, what is found makes new ones; then the numbers go on after it, as the day rules need it.
-        streams = streams or [
+        streams = [*known.values()] + [
             (stream, item.first_id, item.last_seq, item.last_id - item.first_id + 1, item.bytes)
             for stream, item in found.items()
+            if stream not in known
         ]
         accounts: list[Statement] = [("INSERT INTO stream VALUES (?, ?, ?, ?, ?)", row) for row in streams]
-        for table, width in (("day", 2), ("dropped", 4), ("sensor", 3)) if streams else ():
-            values = f"({', '.join('?' * width)})"
-            accounts += [(f"INSERT INTO {table} VALUES {values}", row) for row in rows(f"SELECT * FROM {table}")]
+        for table, types in _ACCOUNTS.items() if streams else ():
+            insert = f"INSERT INTO {table} VALUES ({', '.join('?' * len(types))}) ON CONFLICT DO NOTHING"
+            accounts += [
+                (insert, row)
+                for row in _read(connection, f"SELECT * FROM {table}")[0]
+                if all(isinstance(value, kind) for value, kind in zip(row, types, strict=True))
+                or (table == "day" and isinstance(row[0], int) and row[1] is None)
+            ]
         left = (
             sum(row[3] for row in streams) - sum(item.batches for item in found.values()),
             sum(row[2] for row in streams) - sum(item.readings for item in found.values()),
@@ -70,19 +74,32 @@ class _Found:
 
     def add(self, row: tuple[Any, ...]) -> None:
         batch_id, _, first_seq, count, _, _, payload, _ = row
-        self.last_id, self.last_seq = batch_id, max(self.last_seq, first_seq + count - 1)
+        self.first_id, self.last_id = min(self.first_id, batch_id), max(self.last_id, batch_id)
+        self.last_seq = max(self.last_seq, first_seq + count - 1)
         self.batches, self.readings, self.bytes = self.batches + 1, self.readings + count, self.bytes + len(payload)
 
 
-def _ids(connection: sqlite3.Connection) -> tuple[int, int]:
-    """First and last (exclusive) of the batches' numbers that can be read."""
-    ids: list[int] = []
-    with contextlib.suppress(sqlite3.Error):
-        for (batch_id,) in connection.execute("SELECT id FROM batch ORDER BY id"):
-            ids.append(batch_id)
-    return (ids[0], ids[-1] + 1) if ids else (0, 0)
+def _batches(connection: sqlite3.Connection) -> Iterator[list[tuple[Any, ...]]]:
+    """All rows that can be read, past the indexes, which may be what is damaged."""
+    last = steps = 0
+    sql = f"SELECT rowid, {COLUMNS} FROM batch NOT INDEXED WHERE rowid > ? ORDER BY rowid LIMIT {AT_ONCE}"
+    while steps < MAX_STEPS:
+        rows, whole = _read(connection, sql, last)
+        if rows:
+            last, steps = rows[-1][0], 0
+            yield [row[1:] for row in rows]
+        elif whole:
+            return
+        if not whole:
+            last, steps = last + 1, steps + 1
 
 
-def _whole(row: tuple[Any, ...]) -> bool:
-    _, stream, first_seq, count, _, _, payload, crc = row
-    return isinstance(payload, bytes) and checksum(stream, first_seq, count, payload) == crc
+def _read(connection: sqlite3.Connection, sql: str, *parameters: object) -> tuple[list[tuple[Any, ...]], bool]:
+    """The rows up to the first that cannot be read, and whether these are all."""
+    rows: list[tuple[Any, ...]] = []
+    try:
+        for row in connection.execute(sql, parameters):
+            rows += [row]
+    except (sqlite3.Error, OverflowError):
+        return rows, False
+    return rows, True

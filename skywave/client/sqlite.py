@@ -77,6 +77,7 @@ class SqliteOutbox(Outbox):
                 for statements in salvage(self._path):
                     box.transaction(statements)
                 found = box.backlog()
+                box.settle()
             log.error("outbox: %s is damaged and is set aside as %s; %d readings in %d batches are taken over",
                       self._path, aside.name, found.readings, found.batches)  # fmt: skip
         # From here on the new file is whole. The old write-ahead log must not meet it.
@@ -136,11 +137,17 @@ class SqliteOutbox(Outbox):
             self._connection.close()
         self._connection = None
 
+    def settle(self) -> None:
+        """Brings everything from the write-ahead log into the file; SQLite itself says nothing when a full disk forbids it."""
+        if self.query("PRAGMA wal_checkpoint(TRUNCATE)")[0][0] != 0:
+            raise OutboxUnavailable(f"sqlite: {self._path} cannot be written whole", "Make room on its disk.")
+
     def _connect(self) -> sqlite3.Connection:
         if self._connection is None:
             connection = sqlite3.connect(self._path, timeout=10, isolation_level=None, check_same_thread=False)
             connection.execute("PRAGMA journal_mode = WAL")
             connection.execute("PRAGMA synchronous = FULL")
+            connection.text_factory = lambda data: data.decode(errors="replace")  # damage is ours to notice
             self._connection = connection
         return self._connection
 

@@ -165,7 +165,7 @@ class Uplink:
         elif now - self._served_at > UNSERVED_S:
             self._served_at = now
             self.link.leave("no server accepts there")
-        if self.accepting:
+        if self.accepting and self.heard_date is not None:
             self._fix_day()
             self._publish_due(now)
             self._publish_fresh(now)
@@ -263,7 +263,7 @@ class Uplink:
 
     def _fix_day(self) -> None:
         """Makes sure that batches never published so far get today's day of the server, durably."""
-        if self.heard_date is not None and self._days.latest != self.heard_date:
+        if self._days.latest != self.heard_date:
             self._outbox.fix_day(self._unfixed, self.heard_date)
             self._days.add(self._unfixed, self.heard_date)
 
@@ -341,7 +341,7 @@ class Uplink:
             except OutboxUnavailable as error:
                 log.warning("outbox: %s", error)  # the old day stays fixed for them, which is allowed
         largest = max(self._window, key=lambda entry: len(entry.batch.payload), default=None)
-        if largest is None:
+        if largest is None or why.wanted:
             return
         self._strikes += 1
         if why.code == PACKET_TOO_LARGE or (

@@ -227,6 +227,8 @@ class Ingest:
             if doubtful:
                 self.look_ups += len(doubtful)
                 found = self._store.existing([item.probe() for item in items if item.name in doubtful])
+                if found:
+                    self._store.sync()  # whoever inserted them may not have come to that
                 self.duplicates += len(found)
                 items = [item for item in items if item.name not in found]
             if items:

@@ -307,6 +307,52 @@ def test_a_damaged_page_costs_its_own_batches_only(tmp_path):
     box.close()
 
 
+@pytest.mark.parametrize("page", ["root", "leaf"])
+def test_a_damaged_index_costs_no_batch(tmp_path, page):
+    path = tmp_path / "outbox.sqlite"
+    box = open_outbox(config.Outbox(path=str(path)))
+    box.create(7)
+    batches = fill(box, 5, 3000, size=300)
+    root = box.query("SELECT rootpage FROM sqlite_master WHERE name = 'sqlite_autoindex_batch_1'")[0][0]
+    box.close()
+    content = path.read_bytes()
+    pages = (
+        [root] if page == "root" else [n for n in range(1, len(content) // 4096) if content[(n - 1) * 4096] == 10][1:2]
+    )
+    _overwrite(path, (pages[0] - 1) * 4096, b"\xff" * 4096)
+    box.create(7)
+    assert box.read(0, 10**9, 10**6) == batches
+    assert list(tmp_path.glob("outbox.sqlite.damaged-*"))
+    box.close()
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        "UPDATE batch SET stream = 'x' WHERE id = 5", "UPDATE batch SET since = 'soon' WHERE id = 5",
+        "UPDATE batch SET since = CAST(x'ff' AS TEXT) WHERE id = 5", "UPDATE batch SET made_at = 'x' WHERE id = 5",
+        "UPDATE batch SET payload = 'x' WHERE id = 5", "UPDATE stream SET first_id = 'x'",
+        "UPDATE day SET day = 'never'", "INSERT INTO stream VALUES (9, 1, 5, 3, 9)",
+    ],
+)  # fmt: skip
+def test_values_that_the_disk_has_altered_stop_nobody(tmp_path, change):
+    path = tmp_path / "outbox.sqlite"
+    box = open_outbox(config.Outbox(path=str(path)))
+    box.create(7)
+    batches = fill(box, 5, 20)
+    box.fix_day(1, DAY)
+    box.transaction([(change, ())])
+    assert len(box.read(0, 10**9, 10**6)) >= 19
+    box.close()
+    Path(f"{path}.damaged").touch()
+    box.create(7)
+    found = box.read(0, 10**9, 10**6)
+    assert len(found) >= 19 and all(item.payload == batches[item.id - 1].payload for item in found)
+    box.append([batch(box.start_stream(100), 1, 100)])
+    assert len(box.read(0, 10**9, 10**6)) == len(found) + 1
+    box.close()
+
+
 @pytest.mark.parametrize("moment", ["in mid-copy", "between two renames"])
 def test_taking_over_may_be_interrupted(tmp_path, monkeypatch, moment):
     """By a disk that is full meanwhile, or by a kill."""
