@@ -227,10 +227,10 @@ def store() -> None:
 @config_option
 def store_migrate(path: str) -> None:
     """Make or upgrade the tables on every server that is there. Servers do this at their start as well."""
-    from .server.store import open_shards
+    from .server.store import open_shards, shard_names
 
     settings = config.load(path, config.Server).store
-    for name, shard in zip(settings.shards or ["store"], open_shards(settings), strict=True):
+    for name, shard in zip(shard_names(settings) or ["store"], open_shards(settings), strict=True):
         shard.migrate()
         shard.close()
         click.echo(f"{name}: tables are there")
@@ -391,10 +391,10 @@ def rejected() -> None:
     """Look at messages that could not be stored, and store them after all."""
 
 
-def _store(settings: config.Server) -> Store:
-    from .server.store import open_store
+def _stores(settings: config.Server) -> list[Store]:
+    from .server.store import open_shards
 
-    return open_store(settings.store)
+    return open_shards(settings.store)
 
 
 @rejected.command("list")
@@ -409,7 +409,7 @@ def rejected_list(path: str, client_id: int | None, limit: int, as_json: bool) -
     from . import view
     from .server import rejected as rejects
 
-    rows = rejects.find(_store(config.load(path, config.Server)), client_id, limit)
+    rows = rejects.find(_stores(config.load(path, config.Server)), client_id, limit)
     if as_json:
         click.echo(json.dumps(rows))
     else:
@@ -425,7 +425,7 @@ def rejected_show(path: str, sha256: str, raw: bool, as_json: bool) -> None:
     """Show one rejected message. SHA256 may be cut short as long as it is unambiguous."""
     from .server import rejected as rejects
 
-    row = rejects.get(_store(config.load(path, config.Server)), sha256)
+    row = rejects.get(_stores(config.load(path, config.Server)), sha256)
     if raw:
         sys.stdout.buffer.write(row.payload)
         return
@@ -448,7 +448,7 @@ def rejected_replay(path: str, sha256: str) -> None:
     from .server import rejected as rejects
 
     settings = config.load(path, config.Server)
-    stored = rejects.replay(_store(settings), settings, sha256)
+    stored = rejects.replay(_stores(settings), settings, sha256)
     click.echo(f"stored {stored} readings" if stored else "it was stored already")
 
 

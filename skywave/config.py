@@ -41,7 +41,10 @@ def addresses(text: str) -> list[tuple[str, int]]:
     pairs = [address.strip().rpartition(":") for address in text.split(",")]
     if not all(host and port.isdecimal() and port.isascii() and 0 < int(port) < 65536 for host, _, port in pairs):
         raise ValueError(f"{text!r} is no list of host:port")
-    return [(host, int(port)) for host, _, port in pairs]
+    found = [(host.strip("[]"), int(port)) for host, _, port in pairs]
+    if len(set(found)) < len(found):
+        raise ValueError(f"{text!r} names one twice")
+    return found
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,6 +68,8 @@ class Mqtt:
     def brokers(self) -> list[Mqtt]:
         """The settings of each broker; raises ``ValueError``."""
         more = addresses(self.others) if self.others else []
+        if (self.host, self.port) in more:
+            raise ValueError(f"{self.others!r} names mqtt.host again")
         return [self, *(dataclasses.replace(self, host=host, port=port, others="") for host, port in more)]
 
 
@@ -300,16 +305,20 @@ def _check_client(config: Client, where: str) -> None:
 
 
 def _check_shards(store: Store, where: str) -> None:
+    known: set[tuple[str, int]] = set()
     for name, shard in store.shards.items():
         try:
-            replicas = len(addresses(shard.replicas))
+            found = addresses(shard.replicas)
+            if known & set(found):
+                raise ValueError(f"{shard.replicas!r} has a server of another shard")
         except ValueError as error:
             raise ConfigError(
                 f"{where}: store.shards.{name}.replicas: {error}", 'For example "ch1:9000, ch2:9000".'
             ) from error
-        if replicas < store.quorum:
+        known |= set(found)
+        if len(found) < store.quorum:
             raise ConfigError(
-                f"{where}: store.shards.{name} has {replicas} replicas, store.quorum is {store.quorum}",
+                f"{where}: store.shards.{name} has {len(found)} replicas, store.quorum is {store.quorum}",
                 "A quorum cannot be larger than a shard; three replicas with a quorum of 2 survive the loss of any one.",
             )
     if store.shards and (store.kind != "clickhouse" or min(s.first_client for s in store.shards.values()) > 0):

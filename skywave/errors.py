@@ -58,3 +58,7 @@ class StoreUnavailable(SkywaveError):
     """The store did not do it now. The outcome of an insert may be unknown: look it up before inserting again."""
 
     exit_code = EXIT_TRY_LATER
+
+
+class StoreBusy(StoreUnavailable):
+    """The store was busy with another one's insert and has not begun this one: try again at once."""

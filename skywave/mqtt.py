@@ -47,6 +47,7 @@ class Message:
     content_type: str = ""
     properties: dict[str, str] | None = None
     dup: bool = False
+    retained: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -262,7 +263,7 @@ class Link:
         except UnicodeDecodeError:
             topic = ""
         try:
-            self._on_message(Message(topic, bytes(message.payload), content_type, user, message.dup))
+            self._on_message(Message(topic, bytes(message.payload), content_type, user, message.dup, message.retain))
         except Exception:  # a raise here would end paho's thread, and with it the service
             log.exception("message on %r was not handled", topic)
 

@@ -13,13 +13,16 @@ import time
 from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from .. import config
 from ..errors import ConfigError, SkywaveError
 from ..messages import EARLIEST
 from ..view import NotRunning, fetch_status
 from .certificates import expiries, shake_hands
+
+if TYPE_CHECKING:
+    from ..server.store import Store
 
 ENOUGH_DAYS = 14
 LATE_S = 120.0
@@ -167,27 +170,32 @@ def _server(settings: config.Server, status: dict[str, Any]) -> Iterator[Finding
 
 
 def _store(settings: config.Store) -> Iterator[Finding]:
-    from ..server import schema
-    from ..server.store import open_store, text
+    from ..server.store import open_shards, shard_names
 
-    store = open_store(settings)
-    try:
-        version = text(store.query("SELECT version()")[0][0])
-        yield Finding("store", True, f"ClickHouse {version} answers")
-        found = {text(row[0]) for row in store.query(
-            f"SELECT name FROM system.tables WHERE database = '{settings.database}'")}  # fmt: skip
-        wanted = set(re.findall(rf"{settings.database}\.(\w+) \(", " ".join(schema.tables(settings.database, False))))
-        missing = ", ".join(sorted(wanted - found))
-        yield Finding(
-            "schema",
-            not missing,
-            f"lacks {missing}" if missing else f"version {schema.VERSION}",
-            "Start the server once: it creates what is missing.",
-        )
-    except SkywaveError as error:
-        yield Finding("store", False, str(error), error.hint)
-    finally:
-        store.close()
+    for name, store in zip(shard_names(settings) or [""], open_shards(settings), strict=True):
+        try:
+            yield from _shard(f" {name}".rstrip(), store)
+        except SkywaveError as error:
+            yield Finding(f"store {name}".rstrip(), False, str(error), error.hint)
+        finally:
+            store.close()
+
+
+def _shard(name: str, store: Store) -> Iterator[Finding]:
+    from ..server import schema
+    from ..server.store import text
+
+    version = text(store.query("SELECT version()")[0][0])
+    yield Finding(f"store{name}", True, f"ClickHouse {version} answers")
+    found = {text(row[0]) for row in store.query(f"SELECT name FROM system.tables WHERE database = '{store.database}'")}
+    wanted = set(re.findall(rf"{store.database}\.(\w+) \(", " ".join(schema.tables(store.database, False))))
+    missing = ", ".join(sorted(wanted - found))
+    yield Finding(
+        f"schema{name}",
+        not missing,
+        f"lacks {missing}" if missing else f"version {schema.VERSION}",
+        "Start the server once: it creates what is missing.",
+    )
 
 
 def wait_until_well(path: str | Path, seconds: float) -> list[Finding]:

@@ -7,12 +7,13 @@ the clients told this server, deliveries are rows that the store received since 
 from __future__ import annotations
 
 import time
+from collections import Counter
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 from .. import config
 from ..errors import ConfigError, SkywaveError
-from ..server.store import Store, open_store
+from ..server.store import Store, open_shards
 from ..view import fetch_status
 
 LATE_S = 15.0
@@ -37,13 +38,13 @@ def gate(settings: config.Server, clients: Sequence[int], release: str, within: 
         raise ConfigError("http.port is 0", "Set it, so that the server can be asked.")
     since, until = time.time_ns() // 1000, time.monotonic() + within
     good = 0
-    store = open_store(settings.store)
+    stores = open_shards(settings.store)
     try:
         while True:
             try:
                 now = time.time_ns() // 1000
                 statuses = fetch_status(settings.http.url)["clients"]
-                passages = look(statuses, _delivered(store, clients, since), clients, release)
+                passages = look(statuses, _delivered(stores, clients, since), clients, release)
                 since = now
             except SkywaveError as error:
                 passages = [Passage(client_id, False, str(error)) for client_id in clients]
@@ -54,7 +55,8 @@ def gate(settings: config.Server, clients: Sequence[int], release: str, within: 
                 return [p._replace(passed=False, seen="not steadily") for p in passages] if good else passages
             time.sleep(LOOK_EVERY_S)
     finally:
-        store.close()
+        for store in stores:
+            store.close()
 
 
 def look(statuses: dict[str, Any], delivered: dict[int, int], clients: Sequence[int], release: str) -> list[Passage]:
@@ -75,10 +77,13 @@ def look(statuses: dict[str, Any], delivered: dict[int, int], clients: Sequence[
     return passages
 
 
-def _delivered(store: Store, clients: Sequence[int], since: int) -> dict[int, int]:
+def _delivered(stores: Sequence[Store], clients: Sequence[int], since: int) -> dict[int, int]:
     """Readings received since ``since`` (µs UTC) by client. Only the newest two days are searched."""
-    rows = store.query(
-        f"SELECT client_id, count() FROM {store.database}.telemetry WHERE day >= today() - 1"
-        f" AND client_id IN ({', '.join(map(str, clients))}) AND received_at >= {since} GROUP BY client_id"
-    )
-    return {int(client_id): int(count) for client_id, count in rows}
+    counts: Counter[int] = Counter()
+    for store in stores:
+        for client_id, count in store.query(
+            f"SELECT client_id, count() FROM {store.database}.telemetry WHERE day >= today() - 1"
+            f" AND client_id IN ({', '.join(map(str, clients))}) AND received_at >= {since} GROUP BY client_id"
+        ):
+            counts[int(client_id)] += int(count)
+    return counts

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import logging
-import random
-import time
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -13,7 +11,7 @@ import pyarrow as pa
 from clickhouse_driver import Client, errors
 
 from .. import config
-from ..errors import StoreUnavailable
+from ..errors import StoreBusy, StoreUnavailable
 from . import schema
 from .store import Store
 
@@ -24,11 +22,8 @@ UNSATISFIED_QUORUM = 286
 UNSATISFIED_QUORUM_FOR_PREVIOUS_WRITE)."""
 # Settings that current engines need and 18.16 does not know: an INSERT must be one part, at once.
 _MODERN_SETTINGS = {"async_insert": 0, "insert_quorum_parallel": 0}
+log = logging.getLogger(__name__)
 logging.getLogger("clickhouse_driver").setLevel(logging.ERROR)
-
-
-class QuorumBusy(StoreUnavailable):
-    """Another INSERT into the table waits for its quorum; this one was not begun."""
 
 
 class ClickHouseStore(Store):
@@ -43,6 +38,7 @@ class ClickHouseStore(Store):
         self._replicated = shard is not None
         self._addresses = config.addresses(shard.replicas) if shard else [(settings.host, settings.port)]
         self._at = 0  # which of them is used
+        self.replicas = len(self._addresses)
         self._client: Client | None = None
 
     @property
@@ -66,20 +62,34 @@ class ClickHouseStore(Store):
     def migrate(self) -> None:
         """See ``Store.migrate``. A shard's tables are made on each replica that is there, which must be a quorum."""
         if not self._replicated:
-            return super().migrate()
-        missing = []
-        for at in range(len(self._addresses)):
-            self.close()
-            self._at = at
+            super().migrate()
+            return
+        made = []
+        failed: StoreUnavailable | None = None
+        for at in range(self.replicas):
             try:
+                self._go_to(at)
                 self._create_tables()
+                made.append(at)
+            except StoreUnavailable as error:
+                failed = error
+                continue
+            try:
                 for statement in schema.reads(self.database, self.settings.cluster):
                     self.query(statement)
             except StoreUnavailable as error:
-                missing.append(error)
-        if len(self._addresses) - len(missing) < self.settings.quorum:
-            raise missing[0]
-        return self._check_version()
+                log.warning("no tables for reads of all shards: %s", error)
+        if failed and len(made) < self.settings.quorum:
+            raise failed
+        for at in made:
+            try:
+                self._go_to(at)
+                self._check_version()
+                return
+            except StoreUnavailable as error:
+                failed = error
+        assert failed
+        raise failed
 
     def insert(self, table: str, columns: dict[str, Any], keys: Sequence[bytes] | None = None) -> None:
         """See ``Store.insert``."""
@@ -88,15 +98,7 @@ class ClickHouseStore(Store):
             words[:] = keys
             columns = {**columns, "data_key": words[columns["data_key"]]}
         statement = f"INSERT INTO {table} ({', '.join(columns)}) VALUES"
-        until = time.monotonic() + self.settings.timeout
-        while True:
-            try:
-                self._run(lambda client: client.execute(statement, list(columns.values()), columnar=True))
-                return
-            except QuorumBusy:
-                if time.monotonic() > until:
-                    raise
-                time.sleep(random.uniform(0.005, 0.05))
+        self._run(lambda client: client.execute(statement, list(columns.values()), columnar=True))
 
     def close(self) -> None:
         """See ``Store.close``."""
@@ -109,7 +111,7 @@ class ClickHouseStore(Store):
             return work(self._connect())
         except errors.ServerException as error:
             if error.code == UNSATISFIED_QUORUM:
-                raise QuorumBusy(f"clickhouse: another insert waits for its quorum (code {error.code})") from error
+                raise StoreBusy(f"clickhouse: another insert waits for its quorum (code {error.code})") from error
             self._give_up()
             message = f"clickhouse: {str(error.message).splitlines()[0][:300]} (code {error.code})"
             raise StoreUnavailable(message, "Check the server, the user's rights and the tables' schema.") from error
@@ -123,8 +125,11 @@ class ClickHouseStore(Store):
 
     def _give_up(self) -> None:
         """Leaves this server; the next statement goes to the next replica."""
+        self._go_to((self._at + 1) % self.replicas)
+
+    def _go_to(self, at: int) -> None:
         self.close()
-        self._at = (self._at + 1) % len(self._addresses)
+        self._at = at
 
     def _connect(self) -> Client:
         if self._client is None:

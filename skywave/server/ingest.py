@@ -27,7 +27,7 @@ from typing import Any, TypeVar
 
 from .. import config, topics
 from ..batch import Name
-from ..errors import PoisonError, StoreError, StoreUnavailable
+from ..errors import PoisonError, StoreBusy, StoreError, StoreUnavailable
 from ..messages import EARLIEST, Ack, ClientStatus, Dropped, Produced, Range, merge
 from ..mqtt import Message
 from .admission import Admission, Admitted, build_block, name_and_count
@@ -232,9 +232,13 @@ class Ingest:
                 self.duplicates += len(found)
                 items = [item for item in items if item.name not in found]
             if items:
-                doubtful = {item.name for item in items if item.look_up}  # should this insert's outcome be unknown
+                before, doubtful = doubtful, {item.name for item in items if item.look_up}  # if the outcome is unknown
                 started = time.monotonic()
-                self._store.insert_readings(build_block(day, items))
+                try:
+                    self._store.insert_readings(build_block(day, items))
+                except StoreBusy:
+                    doubtful = before
+                    raise
                 self.insert_s += time.monotonic() - started
                 self.inserts += 1
 
@@ -315,6 +319,11 @@ class Ingest:
             self.progress_at = time.monotonic()
             try:
                 result = work()
+            except StoreBusy as error:
+                if self._stopping.is_set():
+                    raise Stopped from error
+                self._stopping.wait(random.uniform(0.005, 0.05))
+                continue
             except (StoreUnavailable, StoreError) as error:
                 if not self.store_error:
                     log.error("store: %s; nothing is acknowledged until it is back", error)

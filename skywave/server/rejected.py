@@ -1,30 +1,32 @@
-"""Work on what was rejected: list, show, replay."""
+"""Work on what was rejected: list, show, replay. ``stores`` are the store's shards."""
 
 from __future__ import annotations
 
 import json
 import re
+from collections.abc import Sequence
 from typing import Any
 
 from .. import config
 from ..errors import ConfigError, PoisonError
 from ..mqtt import Message
 from .admission import Admission, build_block
-from .store import Rejected, Store
+from .store import Rejected, Store, place
 from .subscriber import boottime
 
 
-def find(store: Store, client_id: int | None = None, limit: int = 100) -> list[dict[str, Any]]:
+def find(stores: Sequence[Store], client_id: int | None = None, limit: int = 100) -> list[dict[str, Any]]:
     """Rejected messages without their bytes, oldest first, as JSON documents."""
     where = f"client_id = {client_id}" if client_id is not None else "1"
-    return [as_json(row) for row in store.rejected(where)[:limit]]
+    rows = [row for store in stores for row in store.rejected(where)]
+    return [as_json(row) for row in sorted(rows, key=lambda row: row.received_at)[:limit]]
 
 
-def get(store: Store, sha256: str) -> Rejected:
+def get(stores: Sequence[Store], sha256: str) -> Rejected:
     """The one rejected message whose SHA-256 starts so; raises ``ConfigError`` if there is none, or more."""
     if not re.fullmatch(r"[0-9a-f]{4,64}", sha256):
         raise ConfigError(f"{sha256!r} is not the start of a SHA-256", "Give 4 to 64 hexadecimal digits.")
-    rows = store.rejected(f"startsWith(sha256, '{sha256}')", payload=True)
+    rows = [row for store in stores for row in store.rejected(f"startsWith(sha256, '{sha256}')", payload=True)]
     if len({row.sha256 for row in rows}) != 1:
         raise ConfigError(f"{len(rows)} rejected messages start with {sha256}", "See: skywave rejected list")
     return rows[0]
@@ -46,12 +48,13 @@ def as_json(row: Rejected) -> dict[str, Any]:
     }
 
 
-def replay(store: Store, settings: config.Server, sha256: str) -> int:
+def replay(stores: Sequence[Store], settings: config.Server, sha256: str) -> int:
     """Stores a rejected message after all; the number of readings stored, 0 if they were already.
 
     Raises ``PoisonError`` if it still is none that can be stored.
     """
-    row = get(store, sha256)
+    row = get(stores, sha256)
+    store = stores[place(settings.store)(row.client_id)]
     properties: dict[str, str] = json.loads(row.properties or "{}")
     content_type = properties.pop("content_type", "")
     if "attempt" in properties:

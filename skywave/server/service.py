@@ -11,7 +11,7 @@ from ..audit import audit_shards
 from ..service import Figure, Rate, Snapshot, Worker, rss_bytes, run_until_signal, serve_figures
 from ..stalls import Cause, Stalls
 from .ingest import Ingest
-from .store import open_shards, place
+from .store import open_shards, place, shard_names
 from .subscriber import Inbox, Subscriber
 
 STUCK_AFTER_S = 120.0
@@ -91,7 +91,7 @@ class ServerProcess:
         return audit_shards(open_shards(self._settings.store)).as_json()
 
     def _name(self, word: str, number: int) -> str:
-        return word if len(self._stores) == 1 else f"{word} of shard {list(self._settings.store.shards)[number]}"
+        return word if len(self._stores) == 1 else f"{word} of shard {shard_names(self._settings.store)[number]}"
 
     def _causes(self) -> Iterator[Cause]:
         for number, link in enumerate(self.subscriber.links):
@@ -157,7 +157,9 @@ class ServerProcess:
             "store_error": next(filter(None, errors), ""),
             "shards": {
                 name: {"ok": not shard.store_error, "accepting": subscriber.accepts(number), "readings": shard.readings}
-                for number, (name, shard) in enumerate(zip(self._settings.store.shards, self.shards, strict=False))
+                for number, (name, shard) in enumerate(
+                    zip(shard_names(self._settings.store), self.shards, strict=False)
+                )
             },
             **total,
             "readings_per_s": round(self._rate.update(total["readings"]), 1),

@@ -102,6 +102,8 @@ class Store(ABC):
     def query(self, sql: str) -> list[tuple[Any, ...]]:
         """Runs a statement; the rows of a SELECT, strings as bytes (zero bytes at their end may be cut off)."""
 
+    replicas = 1
+    """How many servers can be asked in turn."""
     parallel: bool
     """True if several connections of one process can work at the same time."""
 
@@ -253,17 +255,22 @@ class Store(ABC):
 
 
 def open_shards(settings: config.Store) -> list[Store]:
-    """A new connection to each shard, in the order of the configuration; a store without shards is one."""
+    """A new connection to each shard; a store without shards is one."""
     if not settings.shards:
         return [open_store(settings)]
     from .clickhouse import ClickHouseStore
 
-    return [ClickHouseStore(settings, shard) for shard in settings.shards.values()]
+    return [ClickHouseStore(settings, settings.shards[name]) for name in shard_names(settings)]
+
+
+def shard_names(settings: config.Store) -> list[str]:
+    """The shards' names in the order of ``open_shards``: by name, so that a file's order decides nothing."""
+    return sorted(settings.shards)
 
 
 def place(settings: config.Store) -> Callable[[int], int]:
     """Tells the shard of a client, as a position in ``open_shards``. It never changes when shards are added as documented."""
-    starts = [shard.first_client for shard in settings.shards.values()] or [0]
+    starts = [settings.shards[name].first_client for name in shard_names(settings)] or [0]
     if len(starts) == 1:
         return lambda _: 0
 

@@ -87,7 +87,7 @@ class Subscriber:
         self._accepting = [True] * len(inboxes)
         self._started = False
         self._pause_after = settings.ingest.pause_after
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()
         self._status: ServerStatus | None = None
         self.received = 0
         self.dropped = 0
@@ -156,7 +156,7 @@ class Subscriber:
                 return
             for link in self.links:
                 (link.subscribe if accepting else link.unsubscribe)([topics.ALL_DATA_SHARED])
-        self._publish_status()
+            self._publish_status()
 
     def acknowledge(self, client_id: int, ack: Ack) -> None:
         """Sends an acknowledgement, to the broker that brought the client's last message. If it is lost the client sends
@@ -168,9 +168,10 @@ class Subscriber:
         return ServerStatus(accepting and today >= EARLIEST, today, __version__)
 
     def _publish_status(self) -> None:
-        self._status = self._say(self.accepting)
-        for link in self.links:
-            link.publish(topics.server_status(self._name), self._status.encode(), retain=True)
+        with self._lock:  # several threads: the last to be published must be the last that is true
+            self._status = self._say(self.accepting)
+            for link in self.links:
+                link.publish(topics.server_status(self._name), self._status.encode(), retain=True)
 
     def _up(self, link: Link) -> None:
         with self._lock:
@@ -182,6 +183,8 @@ class Subscriber:
         item = Received(message, boottime())
         who = topics.parse_client(message.topic)
         client_id = who[0] if who else 0
+        if message.retained and self._heard_from.get(client_id, link) is not link:
+            return  # what a broker remembers of a client that has moved on to another one
         self._heard_from[client_id] = link
         shard = self._shard_of(client_id)
         alone = len(self._inboxes) == 1

@@ -69,7 +69,7 @@ def test_every_mistake_of_a_cluster_is_named(tmp_path, text, message):
 
 def test_no_client_moves_when_a_shard_is_added():
     def shards(*starts):
-        return {f"s{n}": {"replicas": "a:1, b:1", "first_client": start} for n, start in enumerate(starts)}
+        return {f"s{n}": {"replicas": f"a{n}:1, b{n}:1", "first_client": start} for n, start in enumerate(starts)}
 
     two = place(config.parse({"store": {"shards": shards(0, 0)}}, config.Server).store)
     three = place(config.parse({"store": {"shards": shards(0, 0, 101)}}, config.Server).store)

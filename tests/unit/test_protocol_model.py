@@ -93,6 +93,9 @@ class Table:
 
         self._statement(done)
 
+    def sync(self) -> None:
+        """What is in the set is on the disk."""
+
     def pending_streams(self, _clients):
         return [(CLIENT, account) for account in self.accounts.values() if account.first_pending]
 
