@@ -202,11 +202,10 @@ def audit(path: str, client_id: int | None, as_json: bool) -> None:
     from . import view
     from .audit import audit_shards
     from .errors import StoreUnavailable
-    from .server.store import open_shards
 
     settings = config.load(path, config.Server)
     try:
-        document = audit_shards(open_shards(settings.store), client_id).as_json()
+        document = audit_shards(_stores(settings), client_id).as_json()
     except StoreUnavailable:
         if settings.store.kind != "embedded" or not settings.http.port:
             raise
@@ -254,7 +253,7 @@ def store_rebuild(path: str, data: Path) -> None:
             f"{data} has tables already", "Only an empty data folder can be prepared; nothing was changed."
         )
     metadata.mkdir(parents=True, exist_ok=True)
-    for table, statement in schema.attachments(settings.database, modern=False).items():
+    for table, statement in schema.attachments(settings.database).items():
         (metadata / f"{table}.sql").write_text(statement, encoding="utf-8")
     (data / "flags").mkdir(exist_ok=True)
     (data / "flags" / "force_restore_data").touch()

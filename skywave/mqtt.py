@@ -129,6 +129,11 @@ class Link:
         """Host and port of the broker that is used or tried."""
         return f"{self._settings.host}:{self._settings.port}"
 
+    @property
+    def trouble(self) -> str:
+        """Why there is no broker; "" while one is connected."""
+        return "" if self.connected else f"no broker: {self.last_error or 'not connected'}"
+
     def leave(self, why: str) -> None:
         """Goes on to the next broker, if there is another one."""
         if len(self._brokers) > 1 and (client := self._client):

@@ -11,6 +11,9 @@ from typing import NamedTuple
 
 log = logging.getLogger(__name__)
 
+AWAY_S = 10.0
+"""How long another part may be away, or a call to it may last, before it is called a stall."""
+
 
 class Cause(NamedTuple):
     """Something that may hold a process up. ``why`` is "" while it does not; after ``grace`` seconds it is told."""
@@ -46,5 +49,6 @@ class Stalls:
         self.current = current
 
     def __str__(self) -> str:
-        """For a status line: "" or what holds the process up."""
-        return "; ".join(f"{held['why']} ({held['for_s']:.0f} s)" for held in self.current.values())
+        """How a status line begins: "" or what holds the process up."""
+        held_up = "; ".join(f"{held['why']} ({held['for_s']:.0f} s)" for held in self.current.values())
+        return f"STALLED: {held_up}; " if held_up else ""

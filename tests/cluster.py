@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import shutil
 import socket
 import time
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from pathlib import Path
 
 from parts import ClickHouse, Part, which
+from stand import skywave
 
 from skywave import config
 from skywave.server import schema
@@ -40,6 +43,8 @@ class ZooKeeper(Part):
 class Replica(ClickHouse):
     def __init__(self, zookeeper: int, shard: int, replica: int) -> None:
         super().__init__()
+        self.lock = f"shard {shard}"
+        """What a fault of it needs for itself: one replica of a shard at a time."""
         path = self.folder / "config.xml"
         extra = (
             f"<interserver_http_host>127.0.0.1</interserver_http_host>"
@@ -92,6 +97,21 @@ class Cluster:
             for number, nodes in enumerate(self.nodes)
         )
         return f"quorum = {quorum}\ntimeout = 10.0\n{shards}"
+
+    def lose_disk(self, node: Replica, config_path: Path) -> None:
+        """Of a dead node, which is then prepared to take its place again."""
+        data = node.folder / "data"
+        shutil.rmtree(data)
+        data.mkdir()
+        skywave("store", "rebuild", "--config", str(config_path), str(data))
+
+    def has_caught_up(self, node: Replica, database: str) -> bool:
+        """True if the node has all that its shard has, and all of the shard's replicas work."""
+        with closing(open_store(config.Store(port=node.port, database=database))) as store:
+            rows = store.query(
+                f"SELECT is_readonly, queue_size, active_replicas FROM system.replicas WHERE database = '{database}'"
+            )
+        return len(rows) == 6 and all(row == (0, 0, len(self.nodes[0])) for row in rows)
 
     def create_tables(self, database: str) -> None:
         for node in self.all:

@@ -8,7 +8,7 @@ import random
 import pytest
 from crash import Crasher
 from hadoop import Hdfs
-from parts import ClickHouse, Mosquitto, Postgres
+from parts import ClickHouse, Mosquitto, Postgres, running
 from stand import Stand
 from vault import Vault
 from webhdfs_proxy import Proxy
@@ -16,39 +16,31 @@ from webhdfs_proxy import Proxy
 _numbers = itertools.count(1)
 
 
-def _part(part):
-    part.start()
-    try:
-        yield part
-    finally:
-        part.remove()
-
-
 @pytest.fixture(scope="session")
 def clickhouse():
-    yield from _part(ClickHouse())
+    yield from running(ClickHouse())
 
 
 @pytest.fixture(scope="session")
 def postgres():
-    yield from _part(Postgres())
+    yield from running(Postgres())
 
 
 @pytest.fixture
 def broker():
-    yield from _part(Mosquitto())
+    yield from running(Mosquitto())
 
 
 @pytest.fixture
 def own_clickhouse():
     """For tests that kill it."""
-    yield from _part(ClickHouse())
+    yield from running(ClickHouse())
 
 
 @pytest.fixture
 def own_postgres():
     """For tests that kill it."""
-    yield from _part(Postgres())
+    yield from running(Postgres())
 
 
 @pytest.fixture
@@ -73,12 +65,7 @@ def stand(broker, clickhouse, database):
 
 @pytest.fixture(scope="session")
 def hdfs():
-    cluster = Hdfs()
-    try:
-        cluster.start()
-        yield cluster
-    finally:
-        cluster.remove()
+    yield from running(Hdfs())
 
 
 @pytest.fixture(scope="session")

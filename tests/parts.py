@@ -49,6 +49,15 @@ def which(name: str) -> str:
     return path
 
 
+def running(made):
+    """For a fixture: starts what is made, and removes it whatever happens."""
+    try:
+        made.start()
+        yield made
+    finally:
+        made.remove()
+
+
 class Part:
     """A server process in a folder of its own."""
 

@@ -57,6 +57,15 @@ def drained(client: Skywave) -> bool:
     return read == status["readings"] and not status["backlog"]["readings"] and not status["in_flight"]
 
 
+def delivers(client: Skywave, more: int, seconds: float) -> None:
+    """Waits until ``more`` readings of the client are acknowledged than now."""
+    before = client.status().get("acked_readings", 0)
+    wait_for(
+        lambda: client.status().get("acked_readings", 0) > before + more, seconds,
+        lambda: f"{client.name} delivers: {client.status()}", 0.2,
+    )  # fmt: skip
+
+
 class Stand:
     """Sensors, clients, servers and a broker. ``outbox`` and ``store`` are configuration tables as TOML."""
 
@@ -109,13 +118,11 @@ class Stand:
         part.start()
         return part
 
-    def add_server(
-        self, name: str = "server", extra: str = "", made: type[Skywave] | None = None, **how: bool
-    ) -> Skywave:
+    def add_server(self, name: str = "server", extra: str = "", made: type[Skywave] = Skywave, **how: bool) -> Skywave:
         http = free_port()
         path = self.folder / f"{name}.toml"
         path.write_text(f'name = "{name}"\n{self.mqtt}{self.store}\n[http]\nport = {http}\n{extra}')
-        self.parts[name] = part = (made or Skywave)(self, name, "server", "--config", str(path), http=http, **how)
+        self.parts[name] = part = made(self, name, "server", "--config", str(path), http=http, **how)
         part.start()
         return part
 

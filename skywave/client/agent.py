@@ -11,7 +11,7 @@ from dataclasses import asdict
 from .. import __version__, config
 from ..handover import take_over
 from ..service import Figure, Rate, Snapshot, Worker, rss_bytes, run_until_signal, serve_figures
-from ..stalls import Cause, Stalls
+from ..stalls import AWAY_S, Cause, Stalls
 from .intake import Intake
 from .outbox import open_outbox
 from .uplink import Uplink
@@ -19,9 +19,8 @@ from .uplink import Uplink
 log = logging.getLogger(__name__)
 
 STUCK_AFTER_S = 30.0
-AWAY_S = 10.0
 UNACKED_S = 30.0
-"""How long another part may be away, and a batch without its acknowledgement, before it is called a stall."""
+"""How long all that was sent may be without an acknowledgement before it is called a stall."""
 
 FIGURES = [
     Figure("readings", "skywave_client_readings", "Readings committed to the outbox since the start.", True),
@@ -138,9 +137,9 @@ class Agent:
 
     def _causes(self) -> Iterator[Cause]:
         intake, uplink = self.intake, self.uplink
-        connected, accepting = uplink.link.connected, uplink.accepting
-        yield Cause("broker", AWAY_S, "" if connected else f"no broker: {uplink.link.last_error or 'not connected'}")
-        yield Cause("server", AWAY_S, "no server accepts batches" if connected and not accepting else "")
+        accepting = uplink.accepting
+        yield Cause("broker", AWAY_S, uplink.link.trouble)
+        yield Cause("server", AWAY_S, "no server accepts batches" if uplink.link.connected and not accepting else "")
         unmoved = accepting and len(uplink.window) > 0 and uplink.acked_batches == self._acked_before
         self._acked_before = uplink.acked_batches
         yield Cause("acknowledgement", UNACKED_S, "nothing that was sent is acknowledged" if unmoved else "")
@@ -172,9 +171,8 @@ class Agent:
 
     def _status_line(self) -> str:
         s = self.snapshot()
-        stalled = f"STALLED: {self._stalls}; " if s["stalls"] else ""
         return (
-            f"{stalled}{s['readings_per_s']:.0f} readings/s in, {s['acked_per_s']:.0f} acknowledged, "
+            f"{self._stalls}{s['readings_per_s']:.0f} readings/s in, {s['acked_per_s']:.0f} acknowledged, "
             f"backlog {s['backlog']['readings']}, oldest {s['oldest_unacked_s']:.1f} s"
         )
 

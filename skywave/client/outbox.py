@@ -269,21 +269,23 @@ class Outbox(ABC):
 
     # -- the uplink's side -------------------------------------------------------------------------------------------
 
-    def read(self, first_id: int, last_id: int, limit: int, removed: Sequence[int] = ()) -> list[Batch]:
+    def read(self, first_id: int, last_id: int, limit: int) -> list[Batch]:
         """Up to ``limit`` batches with ``first_id`` <= id <= ``last_id``, in order of id."""
-        rows = self.query(
-            f"SELECT {COLUMNS} FROM batch WHERE id >= ? AND id <= ? ORDER BY id LIMIT ?", (first_id, last_id, limit)
-        )
-        damaged = [row for row in rows if not intact(row)]
-        if not damaged:
-            return [
-                Batch(batch_id, stream, first, count, made_at, as_date(since), bytes(payload))
-                for batch_id, stream, first, count, made_at, since, payload, _ in rows
-            ]
-        if any(row[0] in removed for row in damaged):
-            raise self._found_damaged("damaged batches cannot be removed")
-        self._declare_damaged(damaged)
-        return self.read(first_id, last_id, limit, [*removed, *(row[0] for row in damaged)])
+        removed: set[Any] = set()
+        while True:
+            rows = self.query(
+                f"SELECT {COLUMNS} FROM batch WHERE id >= ? AND id <= ? ORDER BY id LIMIT ?", (first_id, last_id, limit)
+            )
+            damaged = [row for row in rows if not intact(row)]
+            if not damaged:
+                return [
+                    Batch(batch_id, stream, first, count, made_at, as_date(since), bytes(payload))
+                    for batch_id, stream, first, count, made_at, since, payload, _ in rows
+                ]
+            if any(row[0] in removed for row in damaged):
+                raise self._found_damaged("damaged batches cannot be removed")
+            self._declare_damaged(damaged)
+            removed.update(row[0] for row in damaged)
 
     def _declare_damaged(self, rows: Sequence[tuple[Any, ...]]) -> None:
         """Removes batches that the disk has altered, and declares them lost as far as their names can be read."""

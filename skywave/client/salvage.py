@@ -37,7 +37,7 @@ def salvage(damaged: Path) -> Iterator[list[Statement]]:
             for row in whole:
                 seen.add(row[0])
                 found.setdefault(row[1], _Found(row[0])).add(row)
-            yield [(INSERT_BATCH, (*row[:5], str(as_date(row[5]) or "") or None, *row[6:])) for row in whole]
+            yield [(INSERT_BATCH, (*row[:5], row[5] if as_date(row[5]) else None, *row[6:])) for row in whole]
         # Without the accounts, what is found makes new ones; then the numbers go on after it, as the day rules need it.
         streams = [*known.values()] + [
             (stream, item.first_id, item.last_seq, item.last_id - item.first_id + 1, item.bytes)

@@ -37,14 +37,14 @@ def reads(database: str, cluster: str) -> list[str]:
     ]
 
 
-def attachments(database: str, modern: bool) -> dict[str, str]:
-    """The replicated tables as ClickHouse keeps them in its ``metadata`` folder, by table.
+def attachments(database: str) -> dict[str, str]:
+    """The replicated tables as ClickHouse up to release 20 keeps them in its ``metadata`` folder, by table.
 
     With these files and the flag ``force_restore_data`` an empty server takes the place of a replica that lost its disk:
     it finds itself in ZooKeeper and fetches everything (clickhouse.com/docs, "Recovery after complete data loss").
     """
     found = {}
-    for statement in tables(database, modern, replicated=True):
+    for statement in tables(database, modern=False, replicated=True):
         if match := re.match(rf"CREATE TABLE IF NOT EXISTS {database}\.(\w+)", statement):
             found[match[1]] = statement.replace(match[0], f"ATTACH TABLE {match[1]}", 1) + "\n"
     return found
@@ -63,7 +63,6 @@ def _replicated(statement: str) -> str:
 
 
 def _tables(database: str, modern: bool) -> list[str]:
-
     def codec(column: str) -> str:
         return f" CODEC({_CODECS[column]})" if modern else ""
 

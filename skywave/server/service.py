@@ -9,14 +9,12 @@ from dataclasses import asdict
 from .. import __version__, config
 from ..audit import audit_shards
 from ..service import Figure, Rate, Snapshot, Worker, rss_bytes, run_until_signal, serve_figures
-from ..stalls import Cause, Stalls
+from ..stalls import AWAY_S, Cause, Stalls
 from .ingest import Ingest
 from .store import open_shards, place, shard_names
 from .subscriber import Inbox, Subscriber
 
 STUCK_AFTER_S = 120.0
-AWAY_S = 10.0
-"""How long another part may be away, or an INSERT may last, before it is called a stall."""
 
 FIGURES = [
     Figure("readings", "skywave_server_readings", "Readings committed and acknowledged since the start.", True),
@@ -95,8 +93,7 @@ class ServerProcess:
 
     def _causes(self) -> Iterator[Cause]:
         for number, link in enumerate(self.subscriber.links):
-            name = f"broker {link.address}" if number else "broker"
-            yield Cause(name, AWAY_S, "" if link.connected else f"no broker: {link.last_error or 'not connected'}")
+            yield Cause(f"broker {link.address}" if number else "broker", AWAY_S, link.trouble)
         unset = not all(shard.clock_is_set for shard in self.shards)
         yield Cause("clock", 0.0, "the clock was never set; nothing is taken until it is" if unset else "")
         for number, shard in enumerate(self.shards):
@@ -117,9 +114,8 @@ class ServerProcess:
 
     def _status_line(self) -> str:
         s = self.snapshot()
-        stalled = f"STALLED: {self._stalls}; " if s["stalls"] else ""
         return (
-            f"{stalled}{s['readings_per_s']:.0f} readings/s committed, {s['inserts']} inserts, "
+            f"{self._stalls}{s['readings_per_s']:.0f} readings/s committed, {s['inserts']} inserts, "
             f"{s['duplicates']} duplicates, {s['rejected']} rejected, held {s['held_messages']}"
         )
 

@@ -7,6 +7,7 @@ import time
 
 import pytest
 from hadoop import Hdfs, HighlyAvailableHdfs
+from parts import running
 from skywave_archive.source import Shard
 from vault import Vault, days_ago
 from webhdfs_proxy import Fault
@@ -251,12 +252,7 @@ def test_15_stale_staging_of_a_dead_attempt_is_removed(hdfs, hdfs_vault, clickho
 @pytest.fixture(scope="module")
 def fragile():
     """An HDFS of its own, for tests that break it."""
-    cluster = Hdfs(replication=1)
-    try:
-        cluster.start()
-        yield cluster
-    finally:
-        cluster.remove()
+    yield from running(Hdfs(replication=1))
 
 
 @pytest.fixture

@@ -8,6 +8,7 @@ from datetime import timedelta
 
 import pytest
 from cluster import Cluster
+from parts import running
 from vault import Vault, day_start, days_ago
 
 from skywave import config
@@ -38,12 +39,7 @@ def archived(vault):
 
 @pytest.fixture
 def cluster():
-    cluster = Cluster(2, 2)
-    try:
-        cluster.start()
-        yield cluster
-    finally:
-        cluster.remove()
+    yield from running(Cluster(2, 2))
 
 
 def test_39_and_41_from_two_by_two_to_one_by_one_and_three_by_one_when_all_is_lost(

@@ -217,6 +217,18 @@ def test_a_damaged_sqlite_file_is_set_aside_and_a_new_one_begun(tmp_path):
     box.close()
 
 
+def file_outbox(folder):
+    """A new outbox in a file, and the file's path."""
+    path = folder / "outbox.sqlite"
+    box = open_outbox(config.Outbox(path=str(path)))
+    box.create(7)
+    return path, box
+
+
+def damage_page_of(path, damaged):
+    _overwrite(path, path.read_bytes().index(damaged.payload) // 4096 * 4096, b"\xff" * 4096)
+
+
 def _overwrite(path, at, noise):
     with path.open("r+b") as file:
         file.seek(at)
@@ -224,9 +236,7 @@ def _overwrite(path, at, noise):
 
 
 def test_a_batch_that_the_disk_has_altered_is_declared_lost_and_the_others_go_on(tmp_path):
-    path = tmp_path / "outbox.sqlite"
-    box = open_outbox(config.Outbox(path=str(path)))
-    box.create(7)
+    path, box = file_outbox(tmp_path)
     batches = fill(box, 5, 40, size=20_000)
     box.close()
     at = path.read_bytes().index(
@@ -243,9 +253,7 @@ def test_a_batch_that_the_disk_has_altered_is_declared_lost_and_the_others_go_on
 @pytest.mark.parametrize("seed", range(60))
 def test_what_can_be_read_of_a_damaged_file_is_taken_over(tmp_path, seed):
     rng = random.Random(seed)
-    path = tmp_path / "outbox.sqlite"
-    box = open_outbox(config.Outbox(path=str(path)))
-    box.create(7)
+    path, box = file_outbox(tmp_path)
     batches = [*fill(box, 5, 100, size=3000), *fill(box, 6, 100, size=500)]
     box.delete([batch.id for batch in batches[:30]])
     box.fix_day(1, DAY)
@@ -271,9 +279,7 @@ def test_what_can_be_read_of_a_damaged_file_is_taken_over(tmp_path, seed):
 
 
 def test_damaged_accounts_are_made_anew_of_what_is_found(tmp_path):
-    path = tmp_path / "outbox.sqlite"
-    box = open_outbox(config.Outbox(path=str(path)))
-    box.create(7)
+    path, box = file_outbox(tmp_path)
     batches = [*fill(box, 5, 100, size=3000), *fill(box, 6, 100, size=500)]
     box.delete([batch.id for batch in batches[:30]])
     box.fix_day(1, DAY)
@@ -290,14 +296,11 @@ def test_damaged_accounts_are_made_anew_of_what_is_found(tmp_path):
 
 
 def test_a_damaged_page_costs_its_own_batches_only(tmp_path):
-    path = tmp_path / "outbox.sqlite"
-    box = open_outbox(config.Outbox(path=str(path)))
-    box.create(7)
+    path, box = file_outbox(tmp_path)
     batches = fill(box, 5, 100, size=3000)
     box.fix_day(1, DAY)
     box.close()
-    at = path.read_bytes().index(batches[50].payload) // 4096 * 4096
-    _overwrite(path, at, b"\xff" * 4096)
+    damage_page_of(path, batches[50])
     box.create(7)
     found = box.read(0, 10**9, 10**6)
     assert 90 < len(found) < 100
@@ -309,9 +312,7 @@ def test_a_damaged_page_costs_its_own_batches_only(tmp_path):
 
 @pytest.mark.parametrize("page", ["root", "leaf"])
 def test_a_damaged_index_costs_no_batch(tmp_path, page):
-    path = tmp_path / "outbox.sqlite"
-    box = open_outbox(config.Outbox(path=str(path)))
-    box.create(7)
+    path, box = file_outbox(tmp_path)
     batches = fill(box, 5, 3000, size=300)
     root = box.query("SELECT rootpage FROM sqlite_master WHERE name = 'sqlite_autoindex_batch_1'")[0][0]
     box.close()
@@ -336,9 +337,7 @@ def test_a_damaged_index_costs_no_batch(tmp_path, page):
     ],
 )  # fmt: skip
 def test_values_that_the_disk_has_altered_stop_nobody(tmp_path, change):
-    path = tmp_path / "outbox.sqlite"
-    box = open_outbox(config.Outbox(path=str(path)))
-    box.create(7)
+    path, box = file_outbox(tmp_path)
     batches = fill(box, 5, 20)
     box.fix_day(1, DAY)
     box.transaction([(change, ())])
@@ -356,12 +355,10 @@ def test_values_that_the_disk_has_altered_stop_nobody(tmp_path, change):
 @pytest.mark.parametrize("moment", ["in mid-copy", "between two renames"])
 def test_taking_over_may_be_interrupted(tmp_path, monkeypatch, moment):
     """By a disk that is full meanwhile, or by a kill."""
-    path = tmp_path / "outbox.sqlite"
-    box = open_outbox(config.Outbox(path=str(path)))
-    box.create(7)
+    path, box = file_outbox(tmp_path)
     batches = fill(box, 5, 1200, size=100)
     box.close()
-    _overwrite(path, path.read_bytes().index(batches[50].payload) // 4096 * 4096, b"\xff" * 4096)
+    damage_page_of(path, batches[50])
     with monkeypatch.context() as patch:
         if moment == "in mid-copy":
             original = sqlite.salvage
@@ -388,12 +385,10 @@ def _fail():
 
 def test_damage_to_a_file_too_large_for_a_check_is_found_when_it_is_read(tmp_path, monkeypatch):
     monkeypatch.setattr(sqlite, "CHECKED_BYTES", 0)
-    path = tmp_path / "outbox.sqlite"
-    box = open_outbox(config.Outbox(path=str(path)))
-    box.create(7)
+    path, box = file_outbox(tmp_path)
     batches = fill(box, 5, 100, size=3000)
     box.close()
-    _overwrite(path, path.read_bytes().index(batches[50].payload) // 4096 * 4096, b"\xff" * 4096)
+    damage_page_of(path, batches[50])
     box.create(7)
     with pytest.raises(OutboxError, match="malformed"):
         box.read(0, 10**9, 10**6)

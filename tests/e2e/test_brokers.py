@@ -6,7 +6,7 @@ import time
 
 import pytest
 from parts import Mosquitto, wait_for
-from stand import Stand, skywave
+from stand import Stand, delivers, skywave
 
 
 @pytest.fixture
@@ -21,13 +21,6 @@ def stand_of_two(broker, clickhouse, database):
         other.remove()
 
 
-def delivers(client, more: int = 1000) -> None:
-    before = client.status().get("acked_readings", 0)
-    wait_for(
-        lambda: client.status().get("acked_readings", 0) > before + more, 40, lambda: f"delivers: {client.status()}"
-    )
-
-
 def test_either_broker_may_die_and_nothing_is_lost(stand_of_two, rng):
     stand, first, second = stand_of_two
     servers = [stand.add_server("server"), stand.add_server("server-2")]
@@ -35,11 +28,11 @@ def test_either_broker_may_die_and_nothing_is_lost(stand_of_two, rng):
     for _ in range(2):
         for broker in (first, second):
             for client in clients:
-                delivers(client)
+                delivers(client, 1000, 40)
             broker.kill()
             time.sleep(rng.uniform(0, 2))
             for client in clients:
-                delivers(client)
+                delivers(client, 1000, 40)
             broker.start()
             wait_for(lambda: all(not s.status()["broker_error"] for s in servers), 30, "servers listen to it again")
     stand.finish(60)
@@ -52,7 +45,7 @@ def test_a_broker_without_a_server_is_left(stand_of_two):
     stand.add_server()
     stand.mqtt = f'[mqtt]\nport = {first.port}\nothers = "127.0.0.1:{second.port}"\n'
     client = stand.add_client(1, stand.sqlite(1), 1000)
-    delivers(client)
+    delivers(client, 1000, 40)
     assert "leaves 127.0.0.1" in client.log()
     assert (
         f"127.0.0.1:{second.port} answers"

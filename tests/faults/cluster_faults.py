@@ -5,19 +5,16 @@ nodes. One node of a shard at a time loses its disk: that is what three replicas
 from __future__ import annotations
 
 import random
-import shutil
-from collections.abc import Callable
 
 from cluster import Cluster, Replica
-from parts import Mosquitto, Part, Postgres, free_port, wait_for
-from stand import skywave
+from parts import Mosquitto, Postgres, free_port, wait_for
 
 from faults.faults import CATALOGUE as SINGLE
-from faults.faults import Aim, Fault, Steps, _fault, _frozen, _killed, _long
+from faults.faults import Aim, Fault, Steps, _fault, _long, _part
 from faults.proxy import Proxy
 from faults.world import Disk, World
 from skywave import config
-from skywave.server.store import Store, open_shards, open_store
+from skywave.server.store import Store, open_shards
 
 CLUSTER: dict[str, Aim] = {
     name: SINGLE[name]
@@ -61,69 +58,44 @@ class ClusterWorld(World):
         return open_shards(config.load(self.folder / "north.toml", config.Server).store)
 
 
-def _one(name: str, target: Callable[[ClusterWorld, random.Random], tuple[Part, str]]) -> None:
-    def killed(world: World, rng: random.Random) -> Fault:
-        assert isinstance(world, ClusterWorld)
-        part, lock = target(world, rng)
-        return _fault(f"{name} killed", lock, {lock}, lambda: _killed(part, rng))
-
-    def frozen(world: World, rng: random.Random) -> Fault:
-        assert isinstance(world, ClusterWorld)
-        part, lock = target(world, rng)
-        return _fault(f"{name} frozen", lock, {lock}, lambda: _frozen(part, _long(rng, 15)))
-
-    CLUSTER[f"{name}_killed"], CLUSTER[f"{name}_frozen"] = killed, frozen
+def _replica(world: World, rng: random.Random) -> tuple[Replica, None]:
+    assert isinstance(world, ClusterWorld)
+    return rng.choice(world.cluster.all), None
 
 
-def _replica(world: ClusterWorld, rng: random.Random) -> tuple[Replica, str]:
-    shard = rng.randrange(2)
-    return rng.choice(world.cluster.nodes[shard]), f"shard {shard}"
-
-
-_one("replica", _replica)
-_one("zookeeper", lambda world, _: (world.cluster.zookeeper, "zookeeper"))
-_one("second broker", lambda world, _: (world.second, "second broker"))
+_part("replica", "replica", _replica, 15, CLUSTER)
+_part("zookeeper", "zookeeper", lambda world, _: (world.cluster.zookeeper, None), 15, CLUSTER)
+_part("second broker", "second broker", lambda world, _: (world.second, None), 15, CLUSTER)
 
 
 def _replica_lost(world: World, rng: random.Random) -> Fault:
     """Its disk as well: it comes back empty, and its shard fills it."""
     assert isinstance(world, ClusterWorld)
-    node, lock = _replica(world, rng)
+    node, _ = _replica(world, rng)
 
     def run() -> Steps:
         node.kill()
-        shutil.rmtree(node.folder / "data")
-        (node.folder / "data").mkdir()
-        skywave("store", "rebuild", "--config", str(world.folder / "north.toml"), str(node.folder / "data"))
+        world.cluster.lose_disk(node, world.folder / "north.toml")
         yield _long(rng, 5)
         node.start()
-        wait_for(lambda: _replicates(node), 120, "the replica has caught up", 0.5)
+        wait_for(lambda: world.cluster.has_caught_up(node, "telemetry"), 120, "the replica has caught up", 0.5)
 
-    return _fault("replica lost with its disk", lock, {lock, "zookeeper"}, run)
-
-
-def _replicates(node: Replica) -> bool:
-    store = open_store(config.Store(port=node.port))
-    try:
-        rows = store.query("SELECT is_readonly, queue_size FROM system.replicas WHERE database = 'telemetry'")
-        return len(rows) == 6 and all(row == (0, 0) for row in rows)
-    finally:
-        store.close()
+    return _fault("replica lost with its disk", node.lock, {node.lock, "zookeeper"}, run)
 
 
 def _shard_killed(world: World, rng: random.Random) -> Fault:
     """All replicas of a shard at once, as a rack that loses its power."""
     assert isinstance(world, ClusterWorld)
-    shard = rng.randrange(2)
+    nodes = rng.choice(world.cluster.nodes)
 
     def run() -> Steps:
-        for node in world.cluster.nodes[shard]:
+        for node in nodes:
             node.kill()
         yield _long(rng, 8)
-        for node in world.cluster.nodes[shard]:
+        for node in nodes:
             node.start()
 
-    return _fault("all replicas of a shard killed", f"shard {shard}", {f"shard {shard}"}, run)
+    return _fault("all replicas of a shard killed", nodes[0].lock, {nodes[0].lock}, run)
 
 
 CLUSTER["replica_lost"] = _replica_lost

@@ -89,11 +89,11 @@ def _edge(world: World, rng: random.Random, fits: Callable[[Edge], bool] = lambd
 Find = Callable[[World, random.Random], tuple[Part, Edge | None]]
 
 
-def _part(name: str, label: str, find: Find, longest: float) -> None:
+def _part(name: str, label: str, find: Find, longest: float, catalogue: dict[str, Aim] = CATALOGUE) -> None:
     """Puts NAME_killed and, if it may be frozen for ``longest`` seconds, NAME_frozen into the catalogue."""
 
     def target(part: Part) -> str:
-        return part.name if isinstance(part, Process) else name
+        return part.name if isinstance(part, Process) else getattr(part, "lock", name)
 
     def killed(world: World, rng: random.Random) -> Fault:
         part, edge = find(world, rng)
@@ -109,9 +109,9 @@ def _part(name: str, label: str, find: Find, longest: float) -> None:
         part, _ = find(world, rng)
         return _fault(f"{label} frozen", target(part), {target(part)}, lambda: _frozen(part, _long(rng, longest)))
 
-    CATALOGUE[f"{name}_killed"] = killed
+    catalogue[f"{name}_killed"] = killed
     if longest:
-        CATALOGUE[f"{name}_frozen"] = frozen
+        catalogue[f"{name}_frozen"] = frozen
 
 
 def _client(world: World, rng: random.Random) -> tuple[Part, Edge]:
