@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from .outbox import COLUMNS, INSERT_BATCH, Statement, as_date, intact
+from .outbox import COLUMNS, INSERT_BATCH, Statement, intact
 
 AT_ONCE = 500
 MAX_STEPS = 200_000
@@ -37,7 +37,8 @@ def salvage(damaged: Path) -> Iterator[list[Statement]]:
             for row in whole:
                 seen.add(row[0])
                 found.setdefault(row[1], _Found(row[0])).add(row)
-            yield [(INSERT_BATCH, (*row[:5], row[5] if as_date(row[5]) else None, *row[6:])) for row in whole]
+            # Without ``since`` every day is searched for an earlier copy: the rule that fixed its day may be lost here.
+            yield [(INSERT_BATCH, (*row[:5], None, *row[6:])) for row in whole]
         # Without the accounts, what is found makes new ones; then the numbers go on after it, as the day rules need it.
         streams = [*known.values()] + [
             (stream, item.first_id, item.last_seq, item.last_id - item.first_id + 1, item.bytes)

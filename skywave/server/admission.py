@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from .. import config
 from ..batch import CONTENT_TYPE, MAX_READINGS, MAX_SEQ, Name, decode
 from ..errors import PoisonError
-from ..messages import Range
+from ..messages import EARLIEST, Range
 from ..mqtt import Message
 from . import foreign
 from .store import Block, Probe
@@ -86,8 +86,9 @@ class Admission:
         if day is None or not today - timedelta(self._horizon_days) <= day <= today + timedelta(1):
             raise PoisonError(f"has day {day}, taken are {self._horizon_days} days back to tomorrow")
         since = _property_date(properties, "since")
-        if since is not None and since > min(day, today):
-            since = None  # a clock was wrong: search everything
+        if since is not None:
+            # Another server, not yet past its midnight, may have been heard later. None: a clock was wrong, search all.
+            since = since - timedelta(1) if EARLIEST < since <= min(day, today) else None
         readings = decode(message.payload, name, count)
         return Admitted(
             name, day, since, readings.keys, readings.codes.to_numpy(), readings.created_at.to_numpy(),

@@ -298,12 +298,14 @@ def test_damaged_accounts_are_made_anew_of_what_is_found(tmp_path):
 def test_a_damaged_page_costs_its_own_batches_only(tmp_path):
     path, box = file_outbox(tmp_path)
     batches = fill(box, 5, 100, size=3000)
+    box.transaction([("UPDATE batch SET since = ?", (DAY.isoformat(),))])
     box.fix_day(1, DAY)
     box.close()
     damage_page_of(path, batches[50])
     box.create(7)
     found = box.read(0, 10**9, 10**6)
     assert 90 < len(found) < 100
+    assert all(item.since is None for item in found), "a rule that fixed a day may be lost: all days are searched"
     assert box.days().of(found[0].id) == DAY
     assert box.backlog() == Backlog(len(found), len(found) * 10, len(found) * 3000)
     assert box.streams() == [Produced(5, 1000, 1)]

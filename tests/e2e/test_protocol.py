@@ -8,7 +8,7 @@ import threading
 import time
 import urllib.request
 from array import array
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, date, datetime, timedelta
 
 import paho.mqtt.client as paho
 import pytest
@@ -149,6 +149,37 @@ def test_a_batch_of_a_day_that_was_wrong_can_be_replayed_once(stand, device):
     row = json.loads(skywave("rejected", "list", "--config", str(config), "--json").stdout)[0]
     assert "stored 3 readings" in skywave("rejected", "replay", "--config", str(config), row["sha256"][:8]).stdout
     assert "already" in skywave("rejected", "replay", "--config", str(config), row["sha256"][:8]).stdout
+
+
+def test_a_batch_is_found_though_its_outbox_forgot_its_day_while_servers_passed_midnight(stand, device):
+    """Made after one server's midnight, stored under the other's day; the outbox was lost and put back meanwhile."""
+    server = stand.add_server()
+    box = device(topics.ack(13))
+    payload = encode(Name(13, 5, 1), ["k"], array("h", [0] * 3), array("q", [1] * 3), array("d", [2.0] * 3))
+    for number, (day, attempt) in enumerate(((-1, 0), (0, 1))):
+        wait_for(lambda: accepting(server), 20, "server accepts")
+        box.send(
+            topics.data(13), payload, CONTENT_TYPE,
+            stream=5, first_seq=1, count=3, day=today(day), since=today(), attempt=attempt,
+        )  # fmt: skip
+        wait_for(lambda number=number: len(box.acks()) > number, 10, "acknowledged")
+        server.stop()
+        server.start()
+    wait_for(lambda: accepting(server), 20, "server accepts")
+    for first, since in (11, "0001-01-01"), (21, "9999-12-31"):
+        other = encode(Name(13, 5, first), ["k"], array("h", [0]), array("q", [1]), array("d", [2.0]))
+        box.send(
+            topics.data(13), other, CONTENT_TYPE,
+            stream=5, first_seq=first, count=1, day=today(), since=since, attempt=1,
+        )  # fmt: skip
+    named = [Range(5, 1, 3), Range(5, 11, 11), Range(5, 21, 21)]
+    wait_for(lambda: merge(item for ack in box.acks() for item in ack.stored) == named, 10, "absurd dates stop nobody")
+    server.stop()
+    store = stand.open_store()
+    assert store.query(f"SELECT day, count() FROM {store.database}.telemetry WHERE seq < 11 GROUP BY day") == [
+        (date.fromisoformat(today(-1)), 3)
+    ]
+    store.close()
 
 
 def test_hostile_acknowledgements_delete_nothing(stand, device):
