@@ -11,7 +11,6 @@ then, or was pending when it reported.
 
 from __future__ import annotations
 
-import contextlib
 import time
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
@@ -20,7 +19,6 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from .errors import StoreUnavailable
 from .server.store import Store
 
 SLICE = 5_000_000
@@ -86,20 +84,11 @@ class Account:
 def audit_shards(stores: Sequence[Store], client_id: int | None = None) -> Account:
     """The account over all shards of a cluster, whose connections it closes. Raises ``StoreUnavailable``."""
     try:
-        accounts = [_audit_somewhere(store, client_id) for store in stores]
+        accounts = [audit(store, client_id) for store in stores]
     finally:
         for store in stores:
             store.close()
     return Account([stream for account in accounts for stream in account.streams], sum(a.foreign for a in accounts))
-
-
-def _audit_somewhere(store: Store, client_id: int | None) -> Account:
-    """Asks one replica after the other."""
-    for _ in range(3 * (store.replicas - 1)):
-        with contextlib.suppress(StoreUnavailable):
-            return audit(store, client_id)
-        time.sleep(0.5)
-    return audit(store, client_id)
 
 
 def audit(store: Store, client_id: int | None = None) -> Account:

@@ -279,9 +279,16 @@ def parse(body: dict[str, Any], kind: type[T], where: str = "configuration") -> 
             raise ConfigError(f"{where}: mqtt.others: {error}", 'For example "b2:8883, b3:8883".') from error
     if isinstance(config, Client):
         _check_client(config, where)
-    elif isinstance(config, Server):
-        _check_shards(config.store, where)
+    if isinstance(store := getattr(config, "store", None), Store):
+        _check_shards(store, where)
     return config
+
+
+def load_store(path: str | Path) -> Store:
+    """The ``[store]`` of any configuration file; raises ``ConfigError``."""
+    store: Store = _build(_read(path).get("store", {}), Store, str(path), "store")
+    _check_shards(store, str(path))
+    return store
 
 
 def _read(path: str | Path) -> dict[str, Any]:

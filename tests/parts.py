@@ -18,13 +18,18 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+_given: set[int] = set()
+
 
 def free_port() -> int:
-    """A port below those that the kernel gives to outgoing connections: one of these could take it while its part is dead."""
+    """A port that was not given before, as its part may not listen yet. It is below those that the kernel gives to outgoing
+    connections: one of these could take it while its part is dead."""
     while True:
         port = random.SystemRandom().randrange(10_000, 32_000)
-        with contextlib.suppress(OSError), socket.create_server(("127.0.0.1", port)):
-            return port
+        if port not in _given:
+            with contextlib.suppress(OSError), socket.create_server(("127.0.0.1", port)):
+                _given.add(port)
+                return port
 
 
 def wait_for(condition: Callable[[], object], seconds: float, what: str | Callable[[], str], pause: float = 0.05):

@@ -8,7 +8,6 @@ import shutil
 import subprocess
 import sys
 import tempfile
-import time
 import urllib.request
 from collections import Counter
 from pathlib import Path
@@ -18,7 +17,6 @@ from parts import Mosquitto, Part, free_port, wait_for
 from skywave import config
 from skywave.audit import audit_shards
 from skywave.emulator.sensor import KINDS, read_ledger
-from skywave.errors import StoreUnavailable
 from skywave.server.store import open_shards, open_store
 
 SOCKET_BUFFERS = 256 << 10
@@ -149,17 +147,6 @@ class Stand:
         rows = store.query(f"SELECT client_id, data_key, data_value FROM {store.database}.telemetry FINAL")
         return Counter((client_id, key.decode(), value) for client_id, key, value in rows)
 
-    def _stored_somewhere(self, store) -> Counter:
-        """A replica that is behind refuses to answer; the next one is asked."""
-        until = time.monotonic() + 30
-        while True:
-            try:
-                return self.stored(store)
-            except StoreUnavailable:
-                if time.monotonic() > until:
-                    raise
-                time.sleep(0.5)
-
     def open_store(self):
         return open_store(self.store_settings())
 
@@ -172,7 +159,7 @@ class Stand:
         A killed client may lose one contiguous tail of each connection it had: ``linger`` plus what the sockets held.
         """
         stores = open_shards(self.store_settings())
-        stored = sum((self._stored_somewhere(store) for store in stores), Counter())
+        stored = sum((self.stored(store) for store in stores), Counter())
         account = audit_shards(stores)
         sent_in_all: Counter = Counter()
         tails = 0

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import shutil
+import signal
 import struct
 import subprocess
+import sys
 import tempfile
 from collections import defaultdict
 from datetime import UTC, date, datetime, timedelta
@@ -39,7 +41,7 @@ def day_start(day: date) -> int:
 
 
 class Vault:
-    """``stores`` is the TOML of [store] or [shards.NAME] tables, ``target`` that of [target]."""
+    """``stores`` is the TOML of [store] for each shard ("1" for the only one), ``target`` that of [target]."""
 
     def __init__(self, stores: dict[str, str], database: str, target: str, extra: str = "") -> None:
         self.folder = Path(tempfile.mkdtemp(prefix="skywave-vault-"))
@@ -55,11 +57,13 @@ class Vault:
             store.close()
 
     def configure(self, extra: str = "", target: str | None = None) -> None:
-        single = list(self.stores) == ["1"]
-        tables = "".join(
-            f'[{"store" if single else f"shards.{name}"}]\n{body}\ndatabase = "{self.database}"\n'
-            for name, body in self.stores.items()
-        )
+        tables = f'[store]\ndatabase = "{self.database}"\n'
+        if list(self.stores) == ["1"]:
+            tables += self.stores["1"]
+        else:
+            tables += "quorum = 1\n" + "".join(
+                f'[store.shards.{name}]\nreplicas = "127.0.0.1:{self.settings(name).port}"\n' for name in self.stores
+            )
         self.path = self.folder / "archive.toml"
         self.path.write_text(f"{tables}\n[target]\n{target or self.target}\n[export]\nlock_ttl = 1.0\n{extra}\n")
 
@@ -152,12 +156,12 @@ class Vault:
         return [(item["day"], item["outcome"]) for item in document["days"] if item["table"] == "telemetry"]
 
     def popen(self, *args: str, **kwargs) -> subprocess.Popen:
-        import sys
-
         command, *rest = args
         return subprocess.Popen(
             [sys.executable, "-m", "skywave_archive", command, "--config", str(self.path), *rest],
-            stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, **kwargs,
+            stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+            # A shell that ran the tests in the background may have taken Ctrl-C from them.
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL), **kwargs,
         )  # fmt: skip
 
     # -- looking at a local archive ------------------------------------------------------------------------------------------

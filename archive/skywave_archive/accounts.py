@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import io
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -109,21 +110,25 @@ def export_accounts(archive: Archive, work: Workspace, shards: list[Shard]) -> i
     return total
 
 
-def restore_accounts(archive: Archive, store: Store) -> dict[str, int]:
-    """Adds what the store's accounts lack; returns rows added, by table.
+def restore_accounts(archive: Archive, stores: list[Store], owner: Callable[[int], int]) -> dict[str, int]:
+    """Adds what the stores' accounts lack, each client's to its shard; returns rows added, by table.
 
     A stream comes back without its pending range: unless its client says again that it still holds those readings, what
     neither store nor archive has is missing, and the audit must say so.
     """
     added = {}
     for table in ACCOUNTS:
-        have = read_store(store, table)
-        held = set(have)
-        rows = [row for row in table.merged(have, read_archive(archive, table)) if row not in held]
-        if table.name == "streams":
-            rows = [(*row[:3], 0, 0, row[5]) for row in rows]
-        store.insert_rows(table.name, tuple(table.columns), rows)
-        added[table.name] = len(rows)
+        archived = read_archive(archive, table)
+        added[table.name] = 0
+        for number, store in enumerate(stores):
+            have = read_store(store, table)
+            held = set(have)
+            own = [row for row in archived if owner(row[0]) == number]
+            rows = [row for row in table.merged(have, own) if row not in held]
+            if table.name == "streams":
+                rows = [(*row[:3], 0, 0, row[5]) for row in rows]
+            store.insert_rows(table.name, tuple(table.columns), rows)
+            added[table.name] += len(rows)
     return added
 
 

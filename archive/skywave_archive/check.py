@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from contextlib import closing
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -10,7 +11,7 @@ from skywave.errors import SkywaveError
 
 from .archive import LOCKS, STAGING, Archive
 from .settings import Archive as Settings
-from .source import Shard, open_shards
+from .source import Shard, names_of
 from .tables import BY_DAY
 from .target import open_target
 
@@ -34,10 +35,10 @@ class Check:
 def check(settings: Settings) -> list[Check]:
     """Target reachable, writable, out of safe mode and with space; every shard there, in time and in step."""
     found = _target(settings)
-    for name, store in settings.stores().items():
+    for name in names_of(settings.store):
         try:
-            with open_shards({name: store}) as shards:
-                found += _shard(shards[0])
+            with closing(Shard(name, settings.store)) as shard:
+                found += _shard(shard)
         except SkywaveError as error:
             found.append(Check(f"shard {name}", False, str(error)))
     return found

@@ -88,7 +88,7 @@ def export(
         first = last = today
     # An alert on the nightly run must not be silenced by any other one.
     report.command = "" if dry_run else "export-open-day" if open_day else "export-days" if first or last else "export"
-    with open_shards(report.settings.stores()) as shards:
+    with open_shards(report.settings.store) as shards:
         if dry_run:
             plans = [plan(archive, shards, table, first, last) for table in BY_DAY.values()]
             days = [{"table": each.table.name, "day": day.isoformat()} for each in plans for day in each.days]
@@ -148,7 +148,7 @@ def list_(
     from .source import open_shards
 
     first, last = span(day, first, last)
-    with nullcontext(None) if no_store else open_shards(report.settings.stores()) as shards:
+    with nullcontext(None) if no_store else open_shards(report.settings.store) as shards:
         rows, gaps = listing(archive, shards, first, last)
     if any(row["status"] == "broken" for row in rows):
         report.exit_code = EXIT_DATA
@@ -236,7 +236,8 @@ def verify(
 @click.option("--from-time", "since", callback=parse_time, help="Only readings created at or after this time (UTC).")
 @click.option("--to-time", "until", callback=parse_time, help="Only readings created before this time (UTC).")
 @click.option("--into", "urls", multiple=True, required=True,
-              help="Target: clickhouse://user@host:port/database or embedded:FOLDER; several for several shards.")  # fmt: skip
+              help="Target: clickhouse://user@host:port/database (several for several servers), embedded:FOLDER, or"
+              " config:FILE for the [store] of a server's configuration, which may be a cluster.")  # fmt: skip
 @click.option("--merge", is_flag=True, help="Add what is missing to days that the target has already.")
 @dry_run_option
 @json_option
@@ -292,8 +293,10 @@ def restore(
                     f"{table.name} {result.day}: {result.outcome}, {result.rows:,} rows, {result.seconds:.1f} s"
                 )
         if selection.everything:
-            for store in restorer.stores:
-                accounts = restore_accounts(archive, store)
+            accounts = restore_accounts(archive, restorer.stores, restorer.owner)
+        behind = restorer.settle()
+    for why in behind:
+        report.line(f"a replica has not everything yet, and fetches it by itself: {why}")
     report.rows = sum(result.rows for result in results)
     if not results:
         what = f"{day} is not in the archive" if day else "the archive has no such day"
@@ -301,7 +304,9 @@ def restore(
             NothingThere(f"{archive.target.where}: {what}", "See skywave-archive list, and check target.path.")
         )
     report.line(f"{report.rows:,} rows restored")
-    report.document |= {"days": [result.as_json() for result in results], "accounts": accounts}
+    report.document |= {
+        "days": [result.as_json() for result in results], "accounts": accounts, "replicas_behind": behind,
+    }  # fmt: skip
 
 
 for command in (drill, prune, expire, check):

@@ -50,6 +50,7 @@ def drill(
     if not days:
         raise NothingThere(f"there is no archived day with rows to restore{f': {day}' if day else ''}", "See the list.")
     manifest: Manifest = days[random.SystemRandom().choice(sorted(days))]
+    settings = _one_server(settings)
     database = f"{settings.database}_drill_{secrets.token_hex(4)}"
     try:
         with Restorer(archive, [replace(settings, database=database)], Selection(), False, progress) as restorer:
@@ -63,3 +64,11 @@ def drill(
     finally:
         with closing(open_store(settings)) as store:
             store.query(f"DROP DATABASE IF EXISTS {database}")
+
+
+def _one_server(settings: config.Store) -> config.Store:
+    """The store without its shards: one of their servers is enough, and need not replicate what is dropped again."""
+    if not settings.shards:
+        return settings
+    host, port = config.addresses(next(iter(settings.shards.values())).replicas)[0]
+    return replace(settings, host=host, port=port, shards={})

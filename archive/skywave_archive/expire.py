@@ -15,7 +15,7 @@ from skywave.errors import SkywaveError
 
 from .archive import Archive
 from .manifest import Manifest
-from .source import Shard
+from .source import BOUND, Shard, is_bound_by_quorum
 from .tables import TELEMETRY, add
 from .verify import verify_day
 from .workspace import Workspace
@@ -65,6 +65,8 @@ def _expire_day(
             day, "kept", sum(rows for rows, _ in found.values()),
             f"shard {', '.join(sorted(differ))} has not what is archived of it: run skywave-archive export",
         )  # fmt: skip
+    if any(is_bound_by_quorum(shard.store, TELEMETRY, day) for shard in shards if shard.name not in done):
+        return DayExpired(day, "kept", manifest.rows, BOUND)
     if not dry_run:
         for shard in shards:
             if shard.name not in done and not _drop(work, shard, manifest, found[shard.name]):

@@ -84,8 +84,10 @@ def span(day: date | None, first: date | None, last: date | None) -> tuple[date 
 
 
 def parse_url(url: str) -> config.Store:
-    """A target store: ``clickhouse://[user@]host[:port][/database][?password_file=…&ca_file=…]`` or
-    ``embedded:FOLDER[?database=…]``; raises ``ConfigError``."""
+    """A target store: ``clickhouse://[user@]host[:port][/database][?password_file=…&ca_file=…]``,
+    ``embedded:FOLDER[?database=…]`` or ``config:FILE``; raises ``ConfigError``."""
+    if url.startswith("config:"):
+        return config.load_store(url.removeprefix("config:"))
     parts = urlparse(url)
     options = {name: values[-1] for name, values in parse_qs(parts.query, strict_parsing=bool(parts.query)).items()}
     body: dict[str, Any] = {**options, "timeout": 600.0}
@@ -98,7 +100,7 @@ def parse_url(url: str) -> config.Store:
             body |= {"user": unquote(parts.username)} if parts.username else {}
             body |= {"database": parts.path.strip("/")} if parts.path.strip("/") else {}
         else:
-            raise ValueError("is neither clickhouse:// nor embedded:")
+            raise ValueError("is none of clickhouse://, embedded: and config:")
         return config.parse(body, config.Store, f"--into {url}")
     except ValueError as error:
         raise ConfigError(

@@ -22,13 +22,15 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from skywave import config
-from skywave.errors import EXIT_DATA, EXIT_TRY_LATER, SkywaveError
-from skywave.server.store import Store, as_column, open_store, text
+from skywave.errors import EXIT_DATA, EXIT_TRY_LATER, ConfigError, SkywaveError
+from skywave.server.store import Store, as_column, open_shards, place, text
 
+from .accounts import ACCOUNTS
 from .archive import Archive, day_folder, within
 from .datafile import DamagedFile, read_rows
 from .manifest import BrokenManifest, File, Manifest
-from .tables import Hashes, Table, add, digest
+from .source import BOUND, is_bound_by_quorum
+from .tables import BY_DAY, Hashes, Table, add, digest
 
 Progress = Callable[[int], None]
 
@@ -106,15 +108,20 @@ class DayRestored:
 
 
 class Restorer:
-    """Restores days into the shards of a target; a client's rows go to shard ``client_id % number of shards``.
-    A context manager."""
+    """Restores days into a target: a cluster, whose configuration tells each client's shard, or servers that share them by
+    ``client_id % number of servers``. A context manager."""
 
     def __init__(
         self, archive: Archive, targets: list[config.Store], selection: Selection, merge: bool,
         progress: Progress = lambda _: None,
     ) -> None:  # fmt: skip
         self.archive, self.selection, self.merge, self.progress = archive, selection, merge, progress
-        self.stores = [open_store(target) for target in targets]
+        if len(targets) > 1 and any(target.shards for target in targets):
+            raise ConfigError(
+                "a cluster and another target", "Give a cluster's configuration alone: it names all shards."
+            )
+        self.stores = [store for target in targets for store in open_shards(target)]
+        self.owner = place(targets[0]) if targets[0].shards else lambda client_id: client_id % len(self.stores)
 
     def prepare(self) -> None:
         """Makes the tables that the target lacks."""
@@ -142,6 +149,18 @@ class Restorer:
                 result = DayRestored(table.name, day, "failed", errors=[error])
             result.seconds = round(time.monotonic() - began, 2)
             yield result
+
+    def settle(self) -> list[str]:
+        """Waits until every replica has what was moved into its shard; returns why some have it not yet."""
+        return [
+            why
+            for store in self.stores
+            for why in store.everywhere(
+                [f"SYSTEM SYNC REPLICA {store.database}.{table}" for table in (*BY_DAY, *(t.name for t in ACCOUNTS))]
+                if store.replicas > 1
+                else []
+            )
+        ]
 
     def restore(self, table: Table, manifest: Manifest) -> DayRestored:
         """Restores one day. Damaged files are left out and named, and the rest goes on."""
@@ -203,7 +222,8 @@ class Restorer:
 
     def _insert(self, batch: pa.RecordBatch, hashes: Hashes, shards: list[_Shard]) -> None:
         chosen = self.selection.mask(batch)
-        owner = batch.column("client_id").to_numpy() % len(self.stores)
+        clients, at = np.unique(batch.column("client_id").to_numpy(), return_inverse=True)
+        owner = np.array([self.owner(int(client_id)) for client_id in clients])[at]
         for shard in shards:
             mine = chosen & (owner == shard.number)
             if mine.all():
@@ -266,8 +286,9 @@ class _Shard:
 
     def clean(self) -> None:
         """Drops what an interrupted restore left."""
-        for name in (self.staging, self.file_staging, self.union):
-            self.store.query(f"DROP TABLE IF EXISTS {name}")
+        self.store.everywhere(
+            [f"DROP TABLE IF EXISTS {name}" for name in (self.staging, self.file_staging, self.union)]
+        )
 
     def begin_file(self) -> None:
         """Makes room for one file's rows."""
@@ -327,6 +348,8 @@ class _Shard:
         if complete:
             row = (self._journal, f"{rows} {total} {self.tag}", time.time_ns() // 1000)
             self.store.insert_rows("meta", ("name", "value", "at"), [row])
+        if before[0] and is_bound_by_quorum(self.store, self.table, self.day):
+            raise NotEmpty(f"{self.target}: {BOUND}", "Restore the day into another database.")
         if (before[0] and not merge) or self._marker() != marker:
             raise NotEmpty(
                 f"{self.target} got new rows of {self.day} during the restore", "Stop the servers, and run it again."

@@ -42,22 +42,15 @@ class Archive:
     """Configuration of `skywave-archive`."""
 
     store: config.Store = field(default_factory=config.Store)
-    shards: dict[str, config.Store] = setting(
-        {}, "The store's shards by name, if it has several; each a table like [store]. They replace [store]."
-    )
     target: Target = setting(..., "Give a table [target] with the path of the archive.")
     export: Export = field(default_factory=Export)
     metrics_file: str = setting("", "File for Prometheus' textfile collector; written after each command.")
-
-    def stores(self) -> dict[str, config.Store]:
-        """Every shard by its name; the one of an unsharded store is called 1."""
-        return self.shards or {"1": self.store}
 
 
 def load(path: str) -> Archive:
     """Reads the TOML file; raises ``ConfigError``."""
     settings = config.load(path, Archive)
-    for name in settings.shards:
+    for name in settings.store.shards:
         if not name.isalnum():
             raise ConfigError(f"{path}: shard {name!r} must be of letters and digits")
     if settings.target.kind == "hdfs" and (

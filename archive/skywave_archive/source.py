@@ -14,12 +14,16 @@ import pyarrow as pa
 
 from skywave import config
 from skywave.errors import EXIT_DATA, SkywaveError
-from skywave.server.store import Store, open_store, text
+from skywave.server.store import Store, open_shard, shard_names, text
 
 from .tables import Table
 
 Clients = tuple[int, int]
 """First and last client_id of a range."""
+
+
+BOUND = "this ClickHouse would refuse every later read, because it keeps asking for the part that a quorum wrote"
+"""Why a partition cannot be dropped or replaced; see ``is_bound_by_quorum``."""
 
 
 class SchemaChanged(SkywaveError):
@@ -28,13 +32,34 @@ class SchemaChanged(SkywaveError):
     exit_code = EXIT_DATA
 
 
+def is_bound_by_quorum(store: Store, table: Table, day: date) -> bool:
+    """True if the day must not be dropped or replaced.
+
+    ClickHouse notes the last part of each partition that a quorum wrote. Old releases keep the note when the partition is
+    dropped, and then no replica answers a sequentially consistent SELECT any more (error 289; seen with 18.16).
+    """
+    if store.modern:
+        return False
+    paths = store.query(
+        f"SELECT zookeeper_path FROM system.replicas WHERE database = '{store.database}' AND table = '{table.name}'"
+    )
+    noted = [
+        text(row[0])
+        for path in paths
+        for row in store.query(
+            f"SELECT value FROM system.zookeeper WHERE path = '{text(path[0])}/quorum' AND name = 'last_part'"
+        )
+    ]
+    return any(line.startswith(f"{day:%Y%m%d}\t") for note in noted for line in note.splitlines())
+
+
 class Shard:
     """One connection to one shard; for one thread."""
 
     def __init__(self, name: str, settings: config.Store) -> None:
         self.name = name
         self.settings = settings
-        self.store: Store = open_store(settings)
+        self.store: Store = open_shard(settings, name)
 
     def close(self) -> None:
         """Ends the connection."""
@@ -168,10 +193,15 @@ def _on(day: date, clients: Clients | None = None) -> str:
     return f"day = '{day.isoformat()}'{some}"
 
 
+def names_of(settings: config.Store) -> list[str]:
+    """The shards' names; the one of a store without shards is called 1."""
+    return shard_names(settings) or ["1"]
+
+
 @contextmanager
-def open_shards(settings: dict[str, config.Store]) -> Iterator[list[Shard]]:
+def open_shards(settings: config.Store) -> Iterator[list[Shard]]:
     """All shards; raises ``StoreUnavailable`` if one does not answer: no day is whole without it."""
-    shards = [Shard(name, store) for name, store in settings.items()]
+    shards = [Shard(name, settings) for name in names_of(settings)]
     try:
         for shard in shards:
             shard.version()

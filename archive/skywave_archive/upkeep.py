@@ -30,9 +30,8 @@ def drill(archive: Archive, report: Report, day: date | None) -> None:
     from .drill import drill as run
 
     settle(archive.target, report.settings.export.lock_ttl)
-    store = next(iter(report.settings.stores().values()))
     with bar(report, "drill", None, "rows") as progress:
-        result = run(archive, store, day, progress)
+        result = run(archive, report.settings.store, day, progress)
     report.rows = result.rows
     report.document = result.as_json()
     report.exit_code = 0 if result.passed else EXIT_DATA
@@ -105,7 +104,7 @@ def _store_has(report: Report, manifest: Manifest) -> bool:
     from .source import open_shards
 
     try:
-        with open_shards(report.settings.stores()) as shards:
+        with open_shards(report.settings.store) as shards:
             found = [shard.count_digest(BY_DAY[manifest.table], manifest.day) for shard in shards]
     except SkywaveError as error:
         click.echo(
@@ -132,7 +131,7 @@ def expire(archive: Archive, report: Report, age: timedelta, dry_run: bool) -> N
     from .source import open_shards
 
     with (
-        open_shards(report.settings.stores()) as shards,
+        open_shards(report.settings.store) as shards,
         Workspace(archive.target, report.settings.export.lock_ttl) as work,
     ):
         results = run(archive, work, shards, utc_today() - age, dry_run)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -38,6 +39,7 @@ class ClickHouseStore(Store):
         self._replicated = shard is not None
         self._addresses = config.addresses(shard.replicas) if shard else [(settings.host, settings.port)]
         self._at = 0  # which of them is used
+        self._fixed = False  # no other will do
         self.replicas = len(self._addresses)
         self._client: Client | None = None
 
@@ -50,12 +52,13 @@ class ClickHouseStore(Store):
     def query(self, sql: str) -> list[tuple[Any, ...]]:
         """See ``Store.query``."""
         # By columns: rows of mixed integers would come as one matrix of floats, which rounds 64-bit numbers.
-        columns = self._run(lambda client: client.execute(sql, columnar=True))
+        run = self._read if sql.startswith(("SELECT", "SHOW")) else self._run
+        columns = run(lambda client: client.execute(sql, columnar=True))
         return list(zip(*(column.tolist() for column in columns), strict=True)) if isinstance(columns, list) else []
 
     def stream(self, sql: str) -> Iterator[pa.RecordBatch]:
         """See ``Store.stream``."""
-        reader = self._run(lambda client: client.query_arrow_stream(sql, field_metadata=False))
+        reader = self._read(lambda client: client.query_arrow_stream(sql, field_metadata=False))
         while (batch := self._run(lambda _: next(reader, None))) is not None:
             yield batch
 
@@ -67,29 +70,39 @@ class ClickHouseStore(Store):
         made = []
         failed: StoreUnavailable | None = None
         for at in range(self.replicas):
-            try:
-                self._go_to(at)
-                self._create_tables()
-                made.append(at)
-            except StoreUnavailable as error:
-                failed = error
-                continue
-            try:
-                for statement in schema.reads(self.database, self.settings.cluster):
-                    self.query(statement)
-            except StoreUnavailable as error:
-                log.warning("no tables for reads of all shards: %s", error)
+            with self._on(at):
+                try:
+                    self._create_tables()
+                    made.append(at)
+                except StoreUnavailable as error:
+                    failed = error
+                    continue
+                try:
+                    super().everywhere(schema.reads(self.database, self.settings.cluster))
+                except StoreUnavailable as error:
+                    log.warning("no tables for reads of all shards: %s", error)
         if failed and len(made) < self.settings.quorum:
             raise failed
         for at in made:
             try:
-                self._go_to(at)
-                self._check_version()
+                with self._on(at):
+                    self._check_version()
                 return
             except StoreUnavailable as error:
                 failed = error
         assert failed
         raise failed
+
+    def everywhere(self, statements: Sequence[str]) -> list[str]:
+        """See ``Store.everywhere``."""
+        failed = []
+        for at in range(self.replicas):
+            try:
+                with self._on(at):
+                    super().everywhere(statements)
+            except StoreUnavailable as error:
+                failed.append(str(error))
+        return failed
 
     def insert(self, table: str, columns: dict[str, Any], keys: Sequence[bytes] | None = None) -> None:
         """See ``Store.insert``."""
@@ -105,6 +118,13 @@ class ClickHouseStore(Store):
         if self._client is not None:
             self._client.disconnect()
         self._client = None
+
+    def _read(self, work: Any) -> Any:
+        """Asks one replica after the other: one may be away, or behind what a quorum has (error 289)."""
+        for _ in range(0 if self._fixed else self.replicas - 1):
+            with contextlib.suppress(StoreUnavailable):
+                return self._run(work)
+        return self._run(work)
 
     def _run(self, work: Any) -> Any:
         try:
@@ -126,6 +146,17 @@ class ClickHouseStore(Store):
     def _give_up(self) -> None:
         """Leaves this server; the next statement goes to the next replica."""
         self._go_to((self._at + 1) % self.replicas)
+
+    @contextlib.contextmanager
+    def _on(self, at: int) -> Iterator[None]:
+        """For what concerns one replica alone; goes back to the one that was used before."""
+        before, self._fixed = self._at, True
+        self._go_to(at)
+        try:
+            yield
+        finally:
+            self._fixed = False
+            self._go_to(before)
 
     def _go_to(self, at: int) -> None:
         self.close()

@@ -104,6 +104,13 @@ class Store(ABC):
 
     replicas = 1
     """How many servers can be asked in turn."""
+
+    def everywhere(self, statements: Sequence[str]) -> list[str]:
+        """Runs the statements on every replica; returns which did not do them all, and why."""
+        for statement in statements:
+            self.query(statement)
+        return []
+
     parallel: bool
     """True if several connections of one process can work at the same time."""
 
@@ -256,11 +263,16 @@ class Store(ABC):
 
 def open_shards(settings: config.Store) -> list[Store]:
     """A new connection to each shard; a store without shards is one."""
+    return [open_shard(settings, name) for name in shard_names(settings) or [""]]
+
+
+def open_shard(settings: config.Store, name: str) -> Store:
+    """A new connection to a shard, or to the whole of a store without shards."""
     if not settings.shards:
-        return [open_store(settings)]
+        return open_store(settings)
     from .clickhouse import ClickHouseStore
 
-    return [ClickHouseStore(settings, settings.shards[name]) for name in shard_names(settings)]
+    return ClickHouseStore(settings, settings.shards[name])
 
 
 def shard_names(settings: config.Store) -> list[str]:

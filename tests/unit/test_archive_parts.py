@@ -17,6 +17,7 @@ from skywave_archive import settings
 from skywave_archive.manifest import BrokenManifest, File, Manifest, NewerManifest, ShardState, parse_name
 from skywave_archive.options import parse_url
 from skywave_archive.ranges import Collector, Ranges, StreamName
+from skywave_archive.source import names_of
 from skywave_archive.tables import TELEMETRY, add, digest, row_hashes
 
 from skywave.errors import ConfigError
@@ -172,12 +173,14 @@ def test_configurations_that_cannot_work_are_refused(tmp_path):
     path = tmp_path / "a.toml"
     for body in (
         "", '[target]\npath = "relative"', '[target]\npath = "/a=b"', '[target]\npath = "/a:b"',
-        '[target]\npath = "/a"\nurl = "x"', '[target]\npath = "/a"\n[shards."a-b"]\nport = 1',
+        '[target]\npath = "/a"\nurl = "x"', '[target]\npath = "/a"\n[store.shards."a-b"]\nreplicas = "a:1, b:1"',
         '[target]\nkind = "s3"\npath = "/a"',
     ):  # fmt: skip
         path.write_text(body)
         with pytest.raises(ConfigError):
             settings.load(str(path))
-    path.write_text('[target]\npath = "/a"\n[shards.a]\nport = 1\n[shards.b]\nport = 2')
-    assert list(settings.load(str(path)).stores()) == ["a", "b"]
+    path.write_text(
+        '[target]\npath = "/a"\n[store.shards.b]\nreplicas = "x:1, y:1"\n[store.shards.a]\nreplicas = "z:1, z:2"'
+    )
+    assert names_of(settings.load(str(path)).store) == ["a", "b"]
     assert math.isclose(settings.load(str(path)).target.timeout, 30)
