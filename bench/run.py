@@ -12,6 +12,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +27,7 @@ from stand import Skywave, Stand
 
 from skywave import config, topics
 from skywave.batch import Name, decode
-from skywave.emulator.fleet import Fleet
+from skywave.emulator.fleet import Fleet, Plan
 from skywave.emulator.sensor import KINDS
 from skywave.messages import Ack
 
@@ -66,8 +67,9 @@ def server_path() -> None:
         wait_for(lambda: server.status().get("accepting"), 20, "server")
         watched = {"server": server, "broker": p.broker, "clickhouse": p.clickhouse}
         rates, server_cpu, all_cpu = [], [], []
+        plan = Plan(brokers=[config.Mqtt(port=p.broker.port)], rate=0, seconds=0, backlog=200)
         for _ in range(3):
-            fleet = Fleet(config.Mqtt(port=p.broker.port), 100, 200, 500)
+            fleet = Fleet(plan)
             fleet.prepare()
             before = cpu(watched)
             result = fleet.run()
@@ -80,7 +82,7 @@ def server_path() -> None:
         row("… CPU, server process", "≤ 0.9 s/M", f"{one:.2f} s/M", one <= 0.9)
         row("… CPU, server + broker + ClickHouse", "≤ 2.2 s/M", f"{three:.2f} s/M", three <= 2.2)
         row("… RSS of the server", "-", f"{measure.rss(server.process.pid) >> 20} MB")
-        forget = Fleet(config.Mqtt(port=p.broker.port), 100, 200, 500, window=1_000_000)
+        forget = Fleet(replace(plan, window=1_000_000))
         forget.prepare()
         free = forget.run().acked_per_s
         row("price of the guarantee: window of 16 ÷ no window", "≥ 0.70", f"{rate / free:.2f}", rate / free >= 0.7)

@@ -122,37 +122,82 @@ def emulator(
 
 
 @main.command()
-@click.option("--host", default="127.0.0.1", show_default=True, help="The broker's host.")
-@click.option("--port", default=1883, show_default=True, help="The broker's port.", type=click.IntRange(1, 65535))
+@click.option("--broker", "brokers", default=["127.0.0.1:1883"], show_default=True, multiple=True,
+              help="A broker without certificates, as host:port; several for several.")  # fmt: skip
 @click.option("--clients", default=100, show_default=True, type=click.IntRange(1), help="How many clients to be.")
-@click.option("--batches", default=100, show_default=True, type=click.IntRange(1), help="Batches of each client.")
+@click.option("--rate", default=1000.0, show_default=True, type=click.FloatRange(0),
+              help="Readings a second that each produces; 0: none but the backlog.")  # fmt: skip
+@click.option("--seconds", type=click.FloatRange(0), help="For how long they produce. Without it: until Ctrl-C.")
 @click.option("--size", default=500, show_default=True, type=click.IntRange(1, 100_000), help="Readings in a batch.")
-@click.option(
-    "--window", default=16, show_default=True, type=click.IntRange(1), help="Unacknowledged batches a client."
-)
+@click.option("--keys", default=3, show_default=True, type=click.IntRange(1, 1000), help="Series of each client.")
+@click.option("--backlog", default=0, show_default=True, type=click.IntRange(0),
+              help="Batches that each client has waiting at the beginning, like after an outage.")  # fmt: skip
+@click.option("--outages", default=0.0, show_default=True, type=click.FloatRange(0, 0.9),
+              help="Share of the clients that are cut off at any time; what they produce comes as a flood after.")  # fmt: skip
+@click.option("--outage-seconds", "outage_s", default=10.0, show_default=True, type=click.FloatRange(0.1),
+              help="How long they are on the average.")  # fmt: skip
+@click.option("--window", default=16, show_default=True, type=click.IntRange(1, 1000),
+              help="Unacknowledged batches a client.")  # fmt: skip
 @click.option("--first-client-id", default=1, show_default=True, type=click.IntRange(1), help="The first one's number.")
-@click.option("--seed", type=int, help="Same seed, same readings.")
+@click.option("--seed", type=int, help="Same seed, same readings and outages.")
+@click.option("--ledger", default="", type=click.Path(dir_okay=False),
+              help="File for what each client sent; see skywave fleet-check.")  # fmt: skip
 @json_option
-def fleet(
-    host: str,
-    port: int,
-    clients: int,
-    batches: int,
-    size: int,
-    window: int,
-    first_client_id: int,
-    seed: int | None,
-    as_json: bool,
-) -> None:
-    """Be a whole fleet of clients, to load a server; says how fast everything was acknowledged."""
-    from .emulator.fleet import Fleet
+def fleet(brokers: tuple[str, ...], as_json: bool, **plan: Any) -> None:
+    """Be a whole fleet of clients, to press servers and stores; says how fast everything was acknowledged.
 
-    load = Fleet(
-        config.Mqtt(host=host, port=port), clients, batches, size, window, seed=seed, first_client_id=first_client_id
-    )
-    load.prepare()
-    result = vars(load.run())
-    click.echo(json.dumps(result) if as_json else "\n".join(f"{name:14} {value}" for name, value in result.items()))
+    Each client is a connection of its own that speaks what `skywave client` speaks, with resends and accounts. After
+    --seconds or Ctrl-C they produce no more, and it ends when all is acknowledged.
+    """
+    import signal
+    import threading
+
+    from .emulator.fleet import Fleet, FleetResult, Plan
+
+    try:
+        where = [config.Mqtt(host=host, port=port) for host, port in config.addresses(", ".join(brokers))]
+    except ValueError as error:
+        raise click.BadParameter(str(error), param_hint="--broker") from error
+    if not plan["rate"] and not plan["backlog"]:
+        raise click.UsageError("without --rate and --backlog there is nothing to send")
+    plan["seconds"] = plan["seconds"] if plan["rate"] else 0.0
+    stop = threading.Event()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, lambda *_: stop.set())
+    load = Fleet(Plan(brokers=where, **plan))
+    if not plan["rate"]:
+        load.prepare()
+
+    def tick(so_far: FleetResult) -> None:
+        waiting = so_far.readings - so_far.acked
+        click.echo(f"{so_far.acked:,} acknowledged, {waiting:,} waiting, {so_far.acked_per_s:,} readings/s", err=True)
+
+    result = vars(load.run(stop, (lambda _: None) if as_json else tick))
+    click.echo(json.dumps(result) if as_json else "\n".join(f"{name:16} {value}" for name, value in result.items()))
+
+
+@main.command("fleet-check")
+@config_option
+@click.argument("ledger", type=click.Path(exists=True, dir_okay=False, path_type=Path))
+@json_option
+def fleet_check(path: str, ledger: Path, as_json: bool) -> None:
+    """Compare what `skywave fleet` sent, by its LEDGER, with the store of a server's --config; exit code 1 if it differs."""
+    from .emulator.fleet import compare
+    from .server.store import open_shards
+
+    stores = open_shards(config.load(path, config.Server).store)
+    try:
+        found = compare(ledger, stores)
+    finally:
+        for store in stores:
+            store.close()
+    if as_json:
+        click.echo(json.dumps(found))
+    else:
+        for client_id, why in found["wrong"].items():
+            click.echo(f"client {client_id}: {why}")
+        click.echo(f"{found['stored']:,} readings stored, {len(found['wrong'])} clients differ from the ledger")
+    sys.exit(1 if found["wrong"] else 0)
 
 
 @main.command()

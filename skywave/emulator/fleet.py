@@ -1,51 +1,79 @@
-"""A fleet of clients in one process, to load a server: speaks the batch and ack protocol, without sensors or outboxes.
+"""A fleet of clients in one process, to press servers as thousands of edge hosts do; without sensors and outboxes.
 
-Each client has a stream of its own. Batches are encoded before the clock starts, so that what is measured is the
-broker, the server and the store. At most ``window`` batches a client are unacknowledged; what is not acknowledged in
-time is sent again, marked, as a real client does.
+Each client is one MQTT connection with a stream, a window, resends and an account of its own, as ``skywave client`` has
+them. One thread serves all connections. What a batch holds follows from its client and its number, so a backlog of
+millions of readings takes no memory, a resent batch has the same bytes, and the ledger is a few numbers a client:
+how many readings it produced, and the sum of their values.
+
+Outages end connections without a word, as a cut cable does; what their clients produce meanwhile comes as a flood after.
 """
 
 from __future__ import annotations
 
+import contextlib
+import heapq
+import itertools
+import json
 import random
+import selectors
 import threading
 import time
 from array import array
-from collections import OrderedDict, deque
-from collections.abc import Iterator
+from collections import deque
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from datetime import date
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import paho.mqtt.client as paho
+from paho.mqtt.enums import CallbackAPIVersion
+from paho.mqtt.packettypes import PacketTypes
+from paho.mqtt.properties import Properties
+from paho.mqtt.subscribeoptions import SubscribeOptions
 
 from .. import config, topics
-from ..batch import CONTENT_TYPE, Name, encode
+from ..batch import CONTENT_TYPE, Batch, Name, encode
+from ..client.window import InFlight, Window
 from ..errors import PoisonError, SkywaveError
 from ..messages import Ack, ClientStatus, Produced, ServerStatus
-from ..mqtt import Link, Message
 
-KEYS = ("temperature", "pressure", "height")
-RESEND_S = 10.0
-READINGS_PER_S = 1000
-"""Rate that the readings' timestamps pretend."""
-
-
-@dataclass(slots=True)
-class _Prepared:
-    first_seq: int
-    payload: bytes
+TICK_S = 0.02
+RECONNECT_MAX_S = 5.0
+CONNECTS_AT_ONCE = 100
+"""Connections begun in one turn of the loop, so that a storm of reconnects does not hold up those that are there."""
+KEEPALIVE_S = 30
+LAST_WORDS_S = 1.0
+CENTS = 100
+"""Values have two decimals; their sums are counted in hundredths, exactly."""
 
 
-@dataclass(slots=True)
-class _FleetClient:
-    client_id: int
-    stream: int
-    batches: deque[_Prepared]
-    in_flight: OrderedDict[int, tuple[_Prepared, float]] = field(default_factory=OrderedDict)
-    produced: int = 0
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """What the fleet does. ``rate`` readings a second and client for ``seconds`` (None: until it is stopped), in batches
+    of ``size`` over ``keys`` series, on top of ``backlog`` batches that wait from the beginning. About a share of ``outages``
+    of the clients is cut off at any time, each for ``outage_s`` on the average."""
+
+    brokers: list[config.Mqtt]
+    clients: int = 100
+    first_client_id: int = 1
+    rate: float = 1000.0
+    seconds: float | None = 60.0
+    size: int = 500
+    keys: int = 3
+    backlog: int = 0
+    window: int = 16
+    outages: float = 0.0
+    outage_s: float = 10.0
+    seed: int | None = None
+    ledger: str = ""
+    status_interval: float = 5.0
 
 
-@dataclass
+@dataclass(frozen=True)
 class FleetResult:
-    """``acked_per_s`` counts from the first publish to the last acknowledgement."""
+    """``acked_per_s`` counts from the first publish to the last acknowledgement, ``delay`` from publish to
+    acknowledgement, and ``first_ack`` from the loss of a connection (or the start) to the first acknowledgement after."""
 
     clients: int
     readings: int
@@ -53,176 +81,434 @@ class FleetResult:
     seconds: float
     acked_per_s: float
     resent: int
+    outages: int
+    reconnects: int
     delay_p50_s: float
     delay_p99_s: float
+    first_ack_p50_s: float
+    first_ack_max_s: float
+
+
+@dataclass
+class _Figures:
+    """What all clients count."""
+
+    acked: int = 0
+    outages: int = 0
+    reconnects: int = 0
+    delays: deque[float] = field(default_factory=lambda: deque(maxlen=1_000_000))
+    first_acks: deque[float] = field(default_factory=lambda: deque(maxlen=1_000_000))
+    first_at: float = 0.0
+    last_at: float = 0.0
+
+
+class _Client:
+    """One client: its connection, what it has produced, and what waits for an acknowledgement."""
+
+    def __init__(self, client_id: int, plan: Plan, loop: _Loop, figures: _Figures, rng: random.Random) -> None:
+        self.client_id, self._plan, self._loop, self._figures = client_id, plan, loop, figures
+        self._rng = random.Random(rng.random())
+        self._broker = client_id % len(plan.brokers)
+        self._window = Window(config.Uplink(max_in_flight=plan.window), self._rng)
+        self._servers: dict[str, ServerStatus] = {}
+        self._paho: paho.Client | None = None
+        self._pause = 0.1
+        self._lost_at = 0.0
+        self._waits_for_first_ack = True
+        self._phase = self._rng.random()
+        self.stream = self._rng.randrange(1, 2**63)
+        self.begun_at = 0.0
+        self.batches = plan.backlog  # produced so far
+        self.sent = 0  # batches that were published at least once
+        self.cents = 0  # the sum of their values
+        self.up = False
+        self.ready: dict[int, tuple[bytes, int]] = {}  # batches that were encoded before the clock started
+
+    # -- readings ----------------------------------------------------------------------------------------------------
+
+    def begin(self, now: float) -> None:
+        self.begun_at = self._lost_at = now
+
+    def produce(self, now: float) -> None:
+        if self._plan.rate:
+            made = (now - self.begun_at) * self._plan.rate / self._plan.size + self._phase
+            self.batches = max(self.batches, self._plan.backlog + int(made))
+
+    def encoded(self, number: int) -> tuple[bytes, int]:
+        """Batch ``number``, the same whenever it is asked for, and the sum of its values in hundredths."""
+        if (ready := self.ready.get(number)) is not None:
+            return ready
+        size, keys = self._plan.size, self._plan.keys
+        per_key = -(-size // keys)
+        codes = np.arange(size, dtype=np.int16) // np.int16(per_key)
+        rng = np.random.default_rng((self.client_id, self.stream, number))
+        cents = 2000 + 500 * codes.astype(np.int64) + np.rint(rng.normal(0, 20, size)).astype(np.int64)
+        rate = self._plan.rate or 1000.0
+        begin = int((self._loop.wall_time + number * size / rate) * 1e6)
+        created_at = begin + (np.arange(size, dtype=np.int64) % per_key) * int(1e6 * keys / rate)
+        name = Name(self.client_id, self.stream, number * size + 1)
+        names = [f"series-{key}" for key in range(keys)]
+        columns = array("h", codes.tobytes()), array("q", created_at.tobytes()), array("d", (cents / CENTS).tobytes())
+        return encode(name, names, *columns), int(cents.sum())
+
+    def account(self) -> dict[str, int]:
+        """A line of the ledger: what was published at least once."""
+        readings = self.sent * self._plan.size
+        return {"client_id": self.client_id, "stream": self.stream, "readings": readings, "sum": self.cents}
+
+    @property
+    def done(self) -> bool:
+        """Everything that was produced is acknowledged."""
+        return self.sent == self.batches and not len(self._window)
+
+    # -- the connection ----------------------------------------------------------------------------------------------
+
+    def connect(self) -> None:
+        broker = self._plan.brokers[self._broker]
+        self._broker = (self._broker + 1) % len(self._plan.brokers)
+        self._paho = client = paho.Client(
+            CallbackAPIVersion.VERSION2,
+            f"skywave-client-{self.client_id}",
+            protocol=paho.MQTTv5,
+            reconnect_on_failure=False,
+        )
+        client.max_inflight_messages_set(65535)
+        client.will_set(topics.client_status(self.client_id), ClientStatus(False, "fleet").encode(), 1, retain=True)
+        client.on_connect, client.on_disconnect, client.on_message = self._connected, self._disconnected, self._received
+        client.on_socket_open = lambda _client, _data, sock: self._loop.watch(sock, self)
+        client.on_socket_close = lambda _client, _data, sock: self._loop.forget(sock)
+        client.on_socket_register_write = lambda _client, _data, sock: self._loop.wants_write(sock, self, True)
+        client.on_socket_unregister_write = lambda _client, _data, sock: self._loop.wants_write(sock, self, False)
+        properties = Properties(PacketTypes.CONNECT)
+        properties.ReceiveMaximum = 1000
+        try:
+            client.connect(broker.host, broker.port, KEEPALIVE_S, clean_start=True, properties=properties)
+        except (OSError, ValueError):
+            self._try_again()
+
+    def cut(self) -> None:
+        """Ends the connection without a word, for a while."""
+        self._figures.outages += 1
+        seconds = self._rng.expovariate(1 / self._plan.outage_s)
+        self._drop(seconds)
+
+    def stop(self) -> None:
+        if self.up and self._paho:
+            self._paho.disconnect()
+            self._paho.loop_write()
+
+    def read(self) -> None:
+        if self._paho and self._paho.loop_read() != paho.MQTT_ERR_SUCCESS:
+            self._drop()
+
+    def write(self) -> None:
+        if self._paho and self._paho.loop_write() != paho.MQTT_ERR_SUCCESS:
+            self._drop()
+
+    def keep_alive(self) -> None:
+        if self._paho and self._paho.socket() and self._paho.loop_misc() != paho.MQTT_ERR_SUCCESS:
+            self._drop()
+
+    def _drop(self, pause: float | None = None) -> None:
+        client, self._paho = self._paho, None
+        if client is None:
+            return
+        if sock := client.socket():
+            self._loop.forget(sock)
+            with contextlib.suppress(OSError):
+                sock.close()
+        if self.up:
+            self._lost_at = time.monotonic()
+            self._figures.reconnects += 1
+        self.up, self._waits_for_first_ack = False, True
+        self._servers.clear()
+        self._try_again(pause)
+
+    def _try_again(self, pause: float | None = None) -> None:
+        self._paho = None
+        self._pause = min(self._pause * 2, RECONNECT_MAX_S)
+        self._loop.at(time.monotonic() + (self._pause * self._rng.uniform(0.5, 1.0) if pause is None else pause), self)
+
+    def _connected(self, client: paho.Client, _data: Any, _flags: Any, reason: Any, _properties: Any) -> None:
+        if reason.is_failure:
+            self._drop()
+            return
+        self.up, self._pause = True, 0.1
+        wanted = [topics.ack(self.client_id), topics.ALL_SERVER_STATUS]
+        client.subscribe([(topic, SubscribeOptions(qos=1)) for topic in wanted])
+        self._window.rewind()
+        self.say()
+
+    def _disconnected(self, client: paho.Client, *_: Any) -> None:
+        if client is self._paho:
+            self._drop()
+
+    # -- batches -----------------------------------------------------------------------------------------------------
+
+    def publish(self, now: float) -> None:
+        """What is due, and what there is room for, if a server accepts."""
+        day = max((status.date for status in self._servers.values() if status.accepting), default=None)
+        if not self.up or day is None:
+            return
+        for entry in self._window.due(now, self._plan.window):
+            self._send(entry)
+        for _ in range(min(self._window.room(live=True), self.batches - self.sent)):
+            number = self.sent
+            size = self._plan.size
+            payload, cents = self.encoded(number)
+            batch = Batch(number, self.stream, number * size + 1, size, 0, day, payload)
+            self.sent += 1
+            self.cents += cents
+            self._figures.first_at = self._figures.first_at or now
+            self._send(self._window.add(batch, day, 0, True, now))
+
+    def _send(self, entry: InFlight) -> None:
+        assert self._paho
+        batch, day = entry.batch, entry.day.isoformat()
+        properties = Properties(PacketTypes.PUBLISH)
+        object.__setattr__(properties, "ContentType", CONTENT_TYPE)
+        object.__setattr__(properties, "UserProperty", [
+            ("stream", str(batch.stream)), ("first_seq", str(batch.first_seq)), ("count", str(batch.count)),
+            ("day", day), ("since", day), ("attempt", str(entry.attempt)),
+        ])  # fmt: skip
+        self._paho.publish(topics.data(self.client_id), batch.payload, 1, False, properties)
+
+    def say(self) -> None:
+        """Publishes the account."""
+        if self.up and self._paho:
+            size = self._plan.size
+            pending = min((entry.batch.first_seq for entry in self._window), default=0)
+            if not pending and self.sent < self.batches:
+                pending = self.sent * size + 1
+            streams = [Produced(self.stream, self.batches * size, pending)] if self.batches else []
+            status = ClientStatus(
+                True, "fleet", "fleet", backlog_readings=(self.batches - self.sent + len(self._window)) * size,
+                streams=streams,
+            )  # fmt: skip
+            self._paho.publish(topics.client_status(self.client_id), status.encode(), 1, True)
+
+    def _received(self, _client: paho.Client, _data: Any, message: paho.MQTTMessage) -> None:
+        try:
+            if (server := topics.parse_server(message.topic)) is not None:
+                if message.payload:
+                    self._servers[server] = ServerStatus.decode(bytes(message.payload))
+                else:
+                    self._servers.pop(server, None)
+                return
+            ack = Ack.decode(bytes(message.payload))
+        except PoisonError as error:
+            raise SkywaveError(f"a message on {message.topic} cannot be read: {error}") from error
+        now = time.monotonic()
+        for item in (*ack.stored, *ack.rejected):
+            sent_at = {entry.batch.id: entry.sent_at for entry in self._window if entry.batch.stream == item.stream}
+            for batch in self._window.acknowledge(item, now):
+                self._figures.acked += batch.count
+                self._figures.last_at = now
+                self._figures.delays.append(now - sent_at[batch.id])
+                if self._waits_for_first_ack:
+                    self._figures.first_acks.append(now - self._lost_at)
+                    self._waits_for_first_ack = False
+
+    @property
+    def resent(self) -> int:
+        return self._window.resent
+
+
+class _Loop:
+    """Watches the sockets of all clients, and keeps the time of their next attempts to connect."""
+
+    def __init__(self) -> None:
+        self.wall_time = time.time()
+        self._selector = selectors.DefaultSelector()
+        self._attempts: list[tuple[float, int, _Client]] = []
+        self._order = itertools.count()
+
+    def watch(self, sock: Any, client: _Client) -> None:
+        self._selector.register(sock, selectors.EVENT_READ, client)
+
+    def forget(self, sock: Any) -> None:
+        with contextlib.suppress(KeyError, ValueError):
+            self._selector.unregister(sock)
+
+    def wants_write(self, sock: Any, client: _Client, wanted: bool) -> None:
+        with contextlib.suppress(KeyError, ValueError):
+            events = selectors.EVENT_READ | (selectors.EVENT_WRITE if wanted else 0)
+            self._selector.modify(sock, events, client)
+
+    def at(self, when: float, client: _Client) -> None:
+        """The client connects then."""
+        heapq.heappush(self._attempts, (when, next(self._order), client))
+
+    def turn(self) -> list[_Client]:
+        """Waits for a moment at most, and serves what is there; returns whose sockets were read."""
+        served = []
+        for key, events in self._selector.select(TICK_S):
+            client: _Client = key.data
+            served.append(client)
+            if events & selectors.EVENT_READ:
+                client.read()
+            if events & selectors.EVENT_WRITE:
+                client.write()
+        now = time.monotonic()
+        for _ in range(CONNECTS_AT_ONCE):
+            if not self._attempts or self._attempts[0][0] > now:
+                break
+            heapq.heappop(self._attempts)[2].connect()
+        return served
+
+    def close(self) -> None:
+        self._selector.close()
 
 
 class Fleet:
-    """``clients`` clients that send ``batches`` batches of ``size`` readings each, over ``connections`` connections.
+    """All clients. ``prepare`` encodes the backlog before the clock starts, so that what is measured is the other side."""
 
-    A window as large as ``batches`` publishes without waiting for acknowledgements, for comparison.
-    """
-
-    def __init__(
-        self,
-        mqtt: config.Mqtt,
-        clients: int,
-        batches: int,
-        size: int,
-        window: int = 16,
-        connections: int = 4,
-        seed: int | None = None,
-        first_client_id: int = 1,
-        compression: str = "lz4",
-    ) -> None:
-        self._size, self._window = size, window
-        self._rng = rng = random.Random(seed)
-        self._batches, self._compression = batches, compression
-        self._clients = {
-            client_id: _FleetClient(client_id, rng.randrange(1, 2**63), deque())
-            for client_id in range(first_client_id, first_client_id + clients)
-        }
-        self._links = [
-            Link(
-                [mqtt],
-                f"skywave-fleet-{first_client_id}-{number}",
-                [topics.ALL_SERVER_STATUS, *(topics.ack(c) for c in list(self._clients)[number::connections])],
-                on_up=lambda: None,
-                on_down=lambda _: None,
-                on_message=self._receive,
-            )
-            for number in range(min(connections, clients))
-        ]
-        self._acks: deque[tuple[int, Ack]] = deque()
-        self._wake = threading.Event()
-        self._day: date | None = None
-        self._delays: list[float] = []
-        self.acked = 0
-        self.resent = 0
+    def __init__(self, plan: Plan) -> None:
+        self._plan = plan
+        self._rng = random.Random(plan.seed)
+        self._loop = _Loop()
+        self._figures = _Figures()
+        ids = range(plan.first_client_id, plan.first_client_id + plan.clients)
+        self._clients = [_Client(client_id, plan, self._loop, self._figures, self._rng) for client_id in ids]
 
     def prepare(self) -> None:
-        """Encodes every batch."""
-        started = time.time_ns() // 1000
-        for client in self._clients.values():
-            level = [self._rng.gauss(20.0, 5.0) for _ in KEYS]
-            for number in range(self._batches):
-                client.batches.append(self._encode(client, number, started, level))
+        """Encodes every batch of the backlog."""
+        for client in self._clients:
+            client.ready = {number: client.encoded(number) for number in range(self._plan.backlog)}
 
-    def _encode(self, client: _FleetClient, number: int, started: int, level: list[float]) -> _Prepared:
-        first, size, rng = number * self._size + 1, self._size, self._rng
-        codes = array("h", [position * len(KEYS) // size for position in range(size)])
-        step = 1_000_000 * len(KEYS) // READINGS_PER_S
-        each = -(-size // len(KEYS))
-        begin = started + number * each * step
-        created_at = array("q", [begin + position % each * step + rng.randrange(200) for position in range(size)])
-        values = array("d", [round(level[code] + rng.gauss(0, 0.2), 2) for code in codes])
-        name = Name(client.client_id, client.stream, first)
-        return _Prepared(first, encode(name, KEYS, codes, created_at, values, self._compression))
+    def run(
+        self,
+        stop: threading.Event | None = None,
+        on_tick: Callable[[FleetResult], None] = lambda _: None,
+        drain_s: float = 600.0,
+    ) -> FleetResult:
+        """Produces, until ``seconds`` are over or ``stop`` is set; then waits until all is acknowledged.
 
-    def run(self, timeout: float = 600) -> FleetResult:
-        """Sends everything; returns when all is acknowledged. Raises ``SkywaveError`` after ``timeout`` seconds."""
-        for link in self._links:
-            link.start()
+        Raises ``SkywaveError`` if that takes longer than ``drain_s``; the ledger is written then, too.
+        """
+        stop = stop or threading.Event()
+        self._connect_all(stop)
+        began = time.monotonic()
+        for client in self._clients:
+            client.begin(began)
+        until = began + (self._plan.seconds if self._plan.seconds is not None else float("inf"))
+        sweep_at = tick_at = alive_at = status_at = 0.0
+        statuses: Iterator[_Client] = iter(())
+        drained_by = float("inf")
         try:
-            self._until(lambda: self._day is not None and all(link.connected for link in self._links), 30)
-            return self._send_all(timeout)
+            while True:
+                served = self._loop.turn()
+                now = time.monotonic()
+                for client in served:
+                    client.publish(now)
+                if now < sweep_at:
+                    continue
+                sweep_at = now + TICK_S
+                producing = now < until and not stop.is_set()
+                if not producing and drained_by == float("inf"):
+                    drained_by = now + drain_s
+                for client in self._clients:
+                    if producing:
+                        client.produce(now)
+                    client.publish(now)
+                if producing:
+                    self._cut_some(now)
+                elif all(client.done for client in self._clients):
+                    return self.result(now)
+                if now > drained_by:
+                    raise SkywaveError(f"not everything was acknowledged within {drain_s:.0f} s", "Is a server there?")
+                if now >= alive_at:
+                    alive_at = now + 1
+                    for client in self._clients:
+                        client.keep_alive()
+                if now >= status_at:  # a part of the clients each time, so that they do not speak in step
+                    statuses = iter(self._clients)
+                    status_at = now + self._plan.status_interval
+                for client in itertools.islice(
+                    statuses, 1 + int(len(self._clients) * TICK_S / self._plan.status_interval)
+                ):
+                    client.say()
+                if now >= tick_at:
+                    tick_at = now + 1
+                    on_tick(self.result(now))
         finally:
-            for link in self._links:
-                link.stop()
+            self._write_ledger()
+            self._say_goodbye()
 
-    def _send_all(self, timeout: float) -> FleetResult:
-        total = self._batches * len(self._clients) * self._size
-        started = last = time.monotonic()
-        resend_at = started + 1
-        self._fill(self._clients.values())
-        while self.acked < total:
-            self._wake.wait(0.2)
-            self._wake.clear()
-            touched = self._take_acks()
-            now = time.monotonic()
-            if touched:
-                last = now
-                self._fill(touched)
-            if now > resend_at:
-                resend_at = now + 1
-                self._resend(now)
-            if now > started + timeout:
-                raise SkywaveError(f"{total - self.acked} readings were not acknowledged within {timeout:.0f} s")
-        for client in self._clients.values():
-            self._say(client)
-        seconds = last - started
-        delays = sorted(self._delays)
-        return FleetResult(
-            len(self._clients), total, self.acked, round(seconds, 3), round(self.acked / seconds), self.resent,
-            round(delays[len(delays) // 2], 4), round(delays[int(len(delays) * 0.99)], 4),
-        )  # fmt: skip
-
-    def _until(self, condition: object, seconds: float) -> None:
-        until = time.monotonic() + seconds
-        while not condition():  # type: ignore[operator]
+    def _connect_all(self, stop: threading.Event) -> None:
+        until = time.monotonic() + 60
+        for client in self._clients:
+            self._loop.at(0.0, client)
+        while not all(client.up for client in self._clients) and not stop.is_set():
+            self._loop.turn()
             if time.monotonic() > until:
-                raise SkywaveError("no server accepts batches", "Start the server and the broker first.")
-            time.sleep(0.02)
+                up = sum(client.up for client in self._clients)
+                raise SkywaveError(f"{up} of {len(self._clients)} clients could connect", "Start the broker first.")
 
-    def _link(self, client: _FleetClient) -> Link:
-        return self._links[(client.client_id - next(iter(self._clients))) % len(self._links)]
+    def _say_goodbye(self) -> None:
+        for client in self._clients:
+            client.say()
+        until = time.monotonic() + LAST_WORDS_S
+        while time.monotonic() < until:
+            self._loop.turn()
+        for client in self._clients:
+            client.stop()
+        self._loop.close()
 
-    def _fill(self, clients: object) -> None:
-        now = time.monotonic()
-        for client in clients:  # type: ignore[attr-defined]
-            while client.batches and len(client.in_flight) < self._window:
-                batch = client.batches.popleft()
-                client.produced = batch.first_seq + self._size - 1
-                client.in_flight[batch.first_seq] = (batch, now)
-                self._publish(client, batch, 0)
+    _last_cut = 0.0
 
-    def _resend(self, now: float) -> None:
-        for client in self._clients.values():
-            for first, (batch, sent_at) in list(client.in_flight.items()):
-                if now - sent_at > RESEND_S:
-                    client.in_flight[first] = (batch, now)
-                    self.resent += 1
-                    self._publish(client, batch, 1)
+    def _cut_some(self, now: float) -> None:
+        """Each client is cut off as often as makes the wanted share of them absent."""
+        plan = self._plan
+        elapsed, self._last_cut = (now - self._last_cut if self._last_cut else 0.0), now
+        if plan.outages:
+            chance = elapsed * plan.outages / ((1 - plan.outages) * plan.outage_s)
+            for client in self._clients:
+                if client.up and self._rng.random() < chance:
+                    client.cut()
 
-    def _publish(self, client: _FleetClient, batch: _Prepared, attempt: int) -> None:
-        day = str(self._day)
-        self._link(client).publish(
-            topics.data(client.client_id), batch.payload, content_type=CONTENT_TYPE,
-            properties=(
-                ("stream", str(client.stream)), ("first_seq", str(batch.first_seq)), ("count", str(self._size)),
-                ("day", day), ("since", day), ("attempt", str(attempt)),
-            ),
+    def result(self, now: float) -> FleetResult:
+        """What was done so far."""
+        figures, plan = self._figures, self._plan
+        delays, first_acks = sorted(figures.delays), sorted(figures.first_acks)
+        seconds = (figures.last_at or now) - (figures.first_at or now)
+        return FleetResult(
+            plan.clients, sum(client.batches for client in self._clients) * plan.size, figures.acked, round(seconds, 3),
+            round(figures.acked / seconds) if seconds else 0, sum(client.resent for client in self._clients),
+            figures.outages, figures.reconnects, _share(delays, 0.5), _share(delays, 0.99), _share(first_acks, 0.5),
+            _share(first_acks, 1.0),
         )  # fmt: skip
 
-    def _say(self, client: _FleetClient) -> None:
-        status = ClientStatus(True, "fleet", "fleet", streams=[Produced(client.stream, client.produced, 0)])
-        self._link(client).publish(topics.client_status(client.client_id), status.encode(), retain=True)
+    def _write_ledger(self) -> None:
+        if self._plan.ledger:
+            path = Path(self._plan.ledger)
+            part = path.with_suffix(".part")
+            part.write_text("".join(json.dumps(client.account()) + "\n" for client in self._clients))
+            part.replace(path)
 
-    def _receive(self, message: Message) -> None:
-        try:
-            if topics.parse_server(message.topic):
-                status = ServerStatus.decode(message.payload)
-                self._day = status.date if status.accepting else self._day
-            elif who := topics.parse_client(message.topic):
-                self._acks.append((who[0], Ack.decode(message.payload)))
-                self._wake.set()
-        except PoisonError as error:
-            raise SkywaveError(f"a message on {message.topic} cannot be read: {error}") from error
 
-    def _take_acks(self) -> list[_FleetClient]:
-        touched = []
-        now = time.monotonic()
-        while self._acks:
-            client_id, ack = self._acks.popleft()
-            client = self._clients[client_id]
-            touched.append(client)
-            for first in list(self._covered(client, ack)):
-                _, sent_at = client.in_flight.pop(first)
-                self._delays.append(now - sent_at)
-                self.acked += self._size
-        return touched
+def _share(ordered: list[float], share: float) -> float:
+    return round(ordered[min(int(len(ordered) * share), len(ordered) - 1)], 4) if ordered else 0.0
 
-    def _covered(self, client: _FleetClient, ack: Ack) -> Iterator[int]:
-        for item in (*ack.stored, *ack.rejected):
-            if item.stream == client.stream:
-                yield from [f for f in client.in_flight if item.first <= f and f + self._size - 1 <= item.last]
+
+def compare(ledger: Path, stores: list[Any]) -> dict[str, Any]:
+    """What the stores have of what a ledger says: readings sent and stored, and the clients for which they differ."""
+    sent = {line["client_id"]: line for line in map(json.loads, ledger.read_text().splitlines())}
+    wrong: dict[int, str] = {}
+    total = 0
+    for store in stores:
+        rows = store.query(
+            f"SELECT client_id, stream, count(), uniqExact(seq), max(seq), sum(toInt64(round(data_value * {CENTS})))"
+            f" FROM {store.database}.telemetry FINAL GROUP BY client_id, stream"
+        )
+        for client_id, stream, count, distinct, last, cents in rows:
+            line = sent.get(client_id)
+            if line is None or line["stream"] != stream:
+                continue
+            sent.pop(client_id)
+            total += int(count)
+            want = (line["readings"], line["readings"], line["readings"], line["sum"])
+            if (found := (int(count), int(distinct), int(last), int(cents))) != want:
+                wrong[client_id] = f"sent {want}, stored {found}"
+    wrong |= {client_id: "nothing is stored" for client_id, line in sent.items() if line["readings"]}
+    return {"stored": total, "wrong": {str(client_id): why for client_id, why in sorted(wrong.items())}}

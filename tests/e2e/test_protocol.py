@@ -342,7 +342,10 @@ def test_status_metrics_audit_and_config_commands_tell_what_happens(stand):
 def test_a_fleet_is_stored_and_accounted_for(stand):
     server = stand.add_server()
     wait_for(lambda: accepting(server), 20, "server accepts")
-    arguments = ("--port", str(stand.broker.port), "--clients", "20", "--batches", "10", "--size", "100", "--json")
+    arguments = (
+        "--broker", f"127.0.0.1:{stand.broker.port}", "--clients", "20", "--rate", "0", "--backlog", "10", "--size", "100",
+        "--json",
+    )  # fmt: skip
     result = json.loads(skywave("fleet", *arguments).stdout)
     assert result["acked"] == result["readings"] == 20_000
     wait_for(lambda: len(server.status()["clients"]) == 20, 10, "accounts arrive")
