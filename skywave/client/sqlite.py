@@ -18,6 +18,7 @@ from typing import Any
 
 from .. import config
 from ..errors import OutboxError, OutboxUnavailable
+from ..service import notify
 from .outbox import Outbox, Statement
 from .salvage import salvage
 
@@ -76,6 +77,7 @@ class SqliteOutbox(Outbox):
                 Outbox.create(box, client_id)
                 for statements in salvage(self._path):
                     box.transaction(statements)
+                    notify("EXTEND_TIMEOUT_USEC=60000000")  # the start may take as long as this goes on
                 found = box.backlog()
                 box.settle()
             log.error("outbox: %s is damaged and is set aside as %s; %d readings in %d batches are taken over",

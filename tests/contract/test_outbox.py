@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import socket
 from datetime import date, timedelta
 from pathlib import Path
 
@@ -378,6 +379,19 @@ def test_taking_over_may_be_interrupted(tmp_path, monkeypatch, moment):
     assert 1150 < len(found) < 1200 and all(item == batches[item.id - 1] for item in found)
     assert box.backlog().batches == len(found) and box.streams() == [Produced(5, 12_000, 1)]
     assert len(list(tmp_path.glob("outbox.sqlite.damaged-*"))) == 1 and not list(tmp_path.glob("*.new*"))
+    box.close()
+
+
+def test_systemd_waits_while_a_damaged_file_is_taken_over(tmp_path, monkeypatch):
+    path, box = file_outbox(tmp_path)
+    batches = fill(box, 5, 1200, size=100)
+    box.close()
+    damage_page_of(path, batches[50])
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as systemd:
+        systemd.bind(str(tmp_path / "notify"))
+        monkeypatch.setenv("NOTIFY_SOCKET", str(tmp_path / "notify"))
+        box.create(7)
+        assert systemd.recv(100) == systemd.recv(100) == b"EXTEND_TIMEOUT_USEC=60000000"
     box.close()
 
 

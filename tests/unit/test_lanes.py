@@ -1,13 +1,16 @@
-"""The live lane and the backlog lane together own every batch of the outbox."""
+"""The uplink's books: the live lane and the backlog lane together own every batch, and who is set aside."""
 
 from __future__ import annotations
+
+from datetime import date
 
 import pytest
 
 from skywave import config
 from skywave.batch import Batch
 from skywave.client.outbox import open_outbox
-from skywave.client.uplink import Uplink
+from skywave.client.uplink import TOO_LARGE_STRIKES, Uplink
+from skywave.mqtt import PACKET_TOO_LARGE, Disconnected
 
 
 @pytest.fixture
@@ -40,3 +43,30 @@ def test_live_batches_without_room_begin_the_backlog_where_they_begin(uplink):
     uplink._shelve_fresh()
     assert (uplink._cursor, uplink._top) == (150, 151)
     assert uplink._fresh == []
+
+
+def in_flight(uplink, size):
+    large = Batch(1, 5, 1, 10, 0, None, b"x" * size)
+    uplink._window.add(large, date(2026, 11, 24), 0, True, 0.0)
+
+
+def test_a_large_batch_that_was_in_flight_at_every_loss_is_set_aside(uplink):
+    in_flight(uplink, 100_000)
+    for _ in range(TOO_LARGE_STRIKES - 1):
+        uplink._disconnected(Disconnected(0, "reset"))
+    assert not uplink.set_aside
+    uplink._disconnected(Disconnected(0, "reset"))
+    assert uplink.set_aside == {1: "broker: reset"}
+
+
+def test_a_broker_that_says_a_packet_is_too_large_is_believed_at_once(uplink):
+    in_flight(uplink, 1000)
+    uplink._disconnected(Disconnected(PACKET_TOO_LARGE, "too large"))
+    assert 1 in uplink.set_aside
+
+
+def test_a_broker_that_was_left_has_refused_nothing(uplink):
+    in_flight(uplink, 100_000)
+    for _ in range(2 * TOO_LARGE_STRIKES):
+        uplink._disconnected(Disconnected(0, "left", wanted=True))
+    assert not uplink.set_aside
