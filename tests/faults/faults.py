@@ -19,10 +19,8 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
-import paho.mqtt.client as paho
 import psycopg2
-from paho.mqtt.packettypes import PacketTypes
-from paho.mqtt.properties import Properties
+from device import Device
 from parts import Part, wait_for
 
 from faults.proxy import Proxy
@@ -587,20 +585,10 @@ def midnight(world: World, rng: random.Random) -> Fault:
 
 
 def _stranger(world: World, messages: list[tuple[str, bytes, str, dict[str, str]]]) -> None:
-    client = paho.Client(paho.CallbackAPIVersion.VERSION2, protocol=paho.MQTTv5)
-    with contextlib.suppress(OSError):
-        client.connect("127.0.0.1", world.broker.port)
-        client.loop_start()
+    with contextlib.suppress(OSError), contextlib.closing(Device(world.broker.port)) as device:
         for topic, payload, content_type, user in messages:
-            properties = Properties(PacketTypes.PUBLISH)
-            if content_type:
-                properties.ContentType = content_type
-            properties.UserProperty = list(user.items())
-            said = client.publish(topic, payload, 1, False, properties)
-            with contextlib.suppress(RuntimeError, ValueError):
-                said.wait_for_publish(5)
-    client.disconnect()
-    client.loop_stop()
+            with contextlib.suppress(RuntimeError, ValueError):  # the broker is away, or has been told to refuse it
+                device.send(topic, payload, content_type, **user)
 
 
 def poison(rng: random.Random) -> list[tuple[str, bytes, str, dict[str, str]]]:
