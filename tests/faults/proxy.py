@@ -16,6 +16,9 @@ from collections.abc import Callable
 
 CHUNK = 4096
 """Small, so that little is under way when a connection ends."""
+SEGMENT = 1400
+"""As on a real network. Loopback's 64 kB are more than the small buffers hold, and then TCP may wait 0.2 s for each
+buffer-full (to avoid silly windows): a message of 50 MB took five minutes, and all behind it as long."""
 SLOW_BYTES_S = 10_000
 DELAY_S = 0.5
 
@@ -82,7 +85,9 @@ class Proxy:
         await self._set("cut")
 
     async def _listen(self) -> asyncio.Server:
-        return await asyncio.start_server(self._accept, "127.0.0.1", 0)
+        sock = _socket()
+        sock.bind(("127.0.0.1", 0))
+        return await asyncio.start_server(self._accept, sock=sock)
 
     async def _set(self, mode: str) -> None:
         self.mode = mode
@@ -107,9 +112,12 @@ class Proxy:
         if self.mode == "cut":
             writer.transport.abort()
             return
+        sock = _socket()
         try:
-            there, to_there = await asyncio.open_connection("127.0.0.1", self._target, limit=CHUNK)
+            await asyncio.get_running_loop().sock_connect(sock, ("127.0.0.1", self._target))
+            there, to_there = await asyncio.open_connection(sock=sock, limit=CHUNK)
         except OSError:
+            sock.close()
             writer.transport.abort()
             return
         for one in (writer, to_there):
@@ -148,3 +156,10 @@ class Proxy:
             await writer.drain()
         if writer.can_write_eof():
             writer.write_eof()
+
+
+def _socket() -> socket.socket:
+    sock = socket.socket()
+    sock.setblocking(False)
+    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_MAXSEG, SEGMENT)
+    return sock

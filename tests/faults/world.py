@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import shutil
 import signal
@@ -293,6 +294,8 @@ class World:
             assert server.stop() == 0, server.log()[-2000:]
 
     def close(self, keep: bool = False) -> None:
+        keep = keep or bool(os.environ.get("SKYWAVE_KEEP"))
+        statuses = {process.name: process.status() for process in self.processes if process.http} if keep else {}
         self._over.set()
         if self._supervisor.is_alive():
             self._supervisor.join(30)
@@ -306,8 +309,9 @@ class World:
                 part.signal(signal.SIGCONT)
             part.kill()
         self.network.close()
-        if keep or os.environ.get("SKYWAVE_KEEP"):
+        if keep:
             logs = Path(tempfile.mkdtemp(prefix="skywave-faults-kept-"))
+            (logs / "statuses.json").write_text(json.dumps(statuses, indent=1))
             for process in self.processes:
                 shutil.copytree(process.folder, logs / process.name)
             for part in self.parts:
