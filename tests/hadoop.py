@@ -184,9 +184,9 @@ class JournalNode(_Node):
 
 
 class HighlyAvailableHdfs(Hdfs):
-    """Two NameNodes with a JournalNode; ``fail_over`` makes the second one active."""
+    """Two NameNodes with a JournalNode, the first of them active, until ``fail_over``."""
 
-    def __init__(self, datanodes: int = 2) -> None:
+    def __init__(self, datanodes: int = 3) -> None:
         journal, journal_http = free_port(), free_port()
         ports = {name: (free_port(), free_port()) for name in ("nn1", "nn2")}
         common: dict[str, object] = {
@@ -234,9 +234,9 @@ class HighlyAvailableHdfs(Hdfs):
         self.standby.run(f"{_HDFS}.tools.DFSHAAdmin", "-transitionToActive", "nn1")
         self.wait()
 
-    def fail_over(self) -> None:
-        """After the first NameNode has died."""
-        self.standby.run(f"{_HDFS}.tools.DFSHAAdmin", "-transitionToActive", "--forceactive", "nn2")
+    def fail_over(self, to: str = "nn2") -> None:
+        """After the active NameNode has died."""
+        self.standby.run(f"{_HDFS}.tools.DFSHAAdmin", "-transitionToActive", "--forceactive", to)
 
     def remove(self) -> None:
         super().remove()

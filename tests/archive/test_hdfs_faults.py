@@ -8,6 +8,7 @@ import time
 import pytest
 from hadoop import Hdfs, HighlyAvailableHdfs
 from parts import running
+from skywave_archive import restore as restoring
 from skywave_archive.source import Shard
 from vault import Vault, days_ago
 from webhdfs_proxy import Fault
@@ -65,29 +66,48 @@ def test_02_an_error_in_our_row_generator_publishes_nothing(hdfs, hdfs_vault, cl
     complete(hdfs_vault, clickhouse)
 
 
-def test_03_the_active_namenode_dies_in_mid_upload_and_the_standby_takes_over(clickhouse, database, monkeypatch):
+def test_03_the_active_namenode_and_a_datanode_die_in_an_export_and_in_a_restore(clickhouse, database, monkeypatch):
     cluster = HighlyAvailableHdfs()
+    deaths: list[threading.Thread] = []
+
+    def dying(active, datanode, successor):
+        """Once, in the middle of things: the NameNode dies, a DataNode as well, and the other NameNode takes over."""
+        if deaths:
+            return
+        active.kill()
+        datanode.kill()
+        deaths.append(threading.Thread(target=cluster.fail_over, args=(successor,)))
+        deaths[0].start()
+
     try:
         cluster.start()
         target = f'kind = "hdfs"\nurls = "{cluster.urls}"\npath = "{cluster.new_root()}"\ntimeout = 5\nretry_for = 60\n'
         vault = Vault({"1": f"port = {clickhouse.port}"}, database, target)
         vault.add(DAY, count=50_000)
-        rows = Shard.rows
-        dead = []
+        rows, read_rows = Shard.rows, restoring.read_rows
 
-        def killing(self, table, day, clients=None):
+        def exported(self, table, day, clients=None):
             for batch in rows(self, table, day, clients):
                 yield batch
-                if not dead:
-                    cluster.namenode.kill()
-                    dead.append(threading.Thread(target=cluster.fail_over))
-                    dead[0].start()
+                dying(cluster.namenode, cluster.datanodes[0], "nn2")
 
-        monkeypatch.setattr(Shard, "rows", killing)
+        monkeypatch.setattr(Shard, "rows", exported)
         vault.run("export")
-        dead[0].join()
+        assert [death.join() for death in deaths] == [None]
+        assert cluster.namenode.process.poll() is not None and cluster.datanodes[0].process.poll() is not None
+
+        deaths.clear()
+        cluster.namenode.start()
+        cluster.datanodes[0].start()
+
+        def restored(*args):
+            for batch in read_rows(*args):
+                dying(cluster.standby, cluster.datanodes[1], "nn1")
+                yield batch
+
+        monkeypatch.setattr(restoring, "read_rows", restored)
         complete(vault, clickhouse)
-        assert cluster.namenode.process.poll() is not None
+        assert [death.join() for death in deaths] == [None]
         vault.remove()
     finally:
         cluster.remove()
