@@ -2,7 +2,8 @@
 # make test   sets up what it needs and passes the test suite, on the built wheel
 # make test-deploy  makes four hosts that boot systemd, installs the fleet on them with Ansible, updates and attacks it
 # make soak   breaks the whole system FAULTS times, for hours, as root; the sensors' ledgers judge; goes on where it stopped
-# make bench  measures against the targets, writes build/bench.json; bench-archive: the archive; bench-outage: a day of outage
+# make bench  measures against the targets, writes build/bench.json; bench-archive: the archive; bench-outage: a day of outage;
+#             bench-scale: as root, how costs grow with clients, series and servers
 # make lint   ruff and mypy alone;  make docs  writes what is generated in docs/;  make clean  removes what make made
 
 PYTHON ?= python3
@@ -15,7 +16,7 @@ SOURCES := pyproject.toml $(shell find skywave archive -name '*.py')
 FAULTS ?= 1000
 PACKAGES := mosquitto postgresql-15 clickhouse-server maven zookeeper systemd libfaketime
 
-.PHONY: demo test test-deploy soak soak-cluster bench bench-outage bench-archive lint docs clean
+.PHONY: demo test test-deploy soak soak-cluster bench bench-outage bench-archive bench-scale lint docs clean
 .DELETE_ON_ERROR:
 
 demo: $(VENV)/installed
@@ -33,6 +34,10 @@ bench: $(VENV)/installed
 bench-outage: $(VENV)/installed
 	@./tests/system-packages.sh mosquitto postgresql-15 clickhouse-server
 	PYTHONPATH=tests $(BIN)/python bench/day_of_outage.py
+
+bench-scale: $(VENV)/installed
+	@./tests/system-packages.sh mosquitto postgresql-15 clickhouse-server
+	PYTHONPATH=tests $(BIN)/python bench/scale.py
 
 bench-archive: $(VENV)/installed
 	@./tests/system-packages.sh $(PACKAGES) clickhouse-client zstd curl

@@ -467,6 +467,10 @@ class Fleet:
                 if client.up and self._rng.random() < chance:
                     client.cut()
 
+    def forget_first_acks(self) -> None:
+        """From now on the figures of first acknowledgements are those of reconnects."""
+        self._figures.first_acks.clear()
+
     def result(self, now: float) -> FleetResult:
         """What was done so far."""
         figures, plan = self._figures, self._plan
