@@ -41,9 +41,9 @@ QUERY = """
 import json, os, sys
 os.environ["CREDENTIALS_DIRECTORY"] = "/etc/skywave/credentials"
 from skywave import config
-from skywave.server.store import open_store, text
-store = open_store(config.load("/etc/skywave/server.toml", config.Server).store)
-rows = store.query(sys.argv[1])
+from skywave.server.store import open_shards, text
+shards = open_shards(config.load("/etc/skywave/server.toml", config.Server).store)
+rows = [row for shard in shards for row in shard.query(sys.argv[1])]
 print(json.dumps([[text(v) if isinstance(v, bytes) else v for v in row] for row in rows], default=str))
 """
 
@@ -52,13 +52,15 @@ wait_for = partial(wait_for_often, pause=0.5)  # each look is a command on a hos
 
 
 class Lab:
-    """Four hosts, named after this run."""
+    """The hosts of a Molecule scenario, named after this run. ``edges`` are its edge hosts with their clients' numbers."""
 
-    def __init__(self) -> None:
-        run = os.environ.get("SKYWAVE_LAB") or f"lab{os.getpid()}"
+    def __init__(self, scenario: str = "default", edges: dict[str, int] = EDGES, subnet: int = 213) -> None:
+        run = os.environ.get("SKYWAVE_LAB") or f"lab{os.getpid()}{scenario[0]}"
+        self.scenario, self.edges = scenario, edges
+        self.without: set[str] = set()
         self.keep = "SKYWAVE_LAB" in os.environ  # a lab that was named is there to be looked at
         self.name = run
-        subnet = os.environ.get("SKYWAVE_LAB_SUBNET") or f"10.213.{os.getpid() % 250}"
+        subnet = os.environ.get("SKYWAVE_LAB_SUBNET") or f"10.{subnet}.{os.getpid() % 250}"
         self.state = Path(tempfile.mkdtemp(prefix="skywave-lab-"))
         self.authority = Path.home() / ".skywave" / run
         self.seconds: dict[str, float] = {}
@@ -78,7 +80,12 @@ class Lab:
     def molecule(self, *arguments: str, check: bool = True) -> str:
         started = time.monotonic()
         result = subprocess.run(
-            ["molecule", *arguments], cwd=ANSIBLE, env=self.env, capture_output=True, text=True, check=False
+            ["molecule", *arguments, "--scenario-name", self.scenario],
+            cwd=ANSIBLE,
+            env=self.env,
+            capture_output=True,
+            text=True,
+            check=False,
         )
         self.seconds[f"molecule {arguments[0]}"] = time.monotonic() - started
         output = result.stdout + result.stderr
@@ -103,12 +110,30 @@ class Lab:
     @property
     def inventory(self) -> str:
         """Where Molecule put it: a folder of its own, which it alone knows the name of."""
-        folders = sorted((Path.home() / ".ansible/tmp").glob("molecule.*.default"), key=lambda p: p.stat().st_mtime)
-        for folder in reversed(folders):
+        found = (Path.home() / ".ansible/tmp").glob(f"molecule.*.{self.scenario}")
+        for folder in sorted(found, key=lambda p: p.stat().st_mtime, reverse=True):
             hosts = folder / "inventory/ansible_inventory.yml"
             if hosts.exists() and f"{self.name}-core1" in hosts.read_text():
-                return str(hosts.parent)
+                return self._smaller(hosts) if self.without else str(hosts.parent)
         raise AssertionError("molecule has no inventory of this lab")
+
+    def _smaller(self, hosts: Path) -> str:
+        """A copy of the inventory that lacks the hosts in ``without``: those that the fleet has not yet."""
+        folder = self.state / "inventory"
+        shutil.rmtree(folder, ignore_errors=True)
+        shutil.copytree(hosts.parent, folder)
+        inventory = yaml.safe_load(hosts.read_text())
+        absent = {self.host(name) for name in self.without}
+
+        def pruned(node: Any) -> Any:
+            return (
+                {key: pruned(value) for key, value in node.items() if key not in absent}
+                if isinstance(node, dict)
+                else node
+            )
+
+        (folder / hosts.name).write_text(yaml.safe_dump(pruned(inventory)))
+        return str(folder)
 
     def command(self, playbook: str, *arguments: str) -> list[str]:
         return ["ansible-playbook", "-i", self.inventory, str(ANSIBLE / "playbooks" / playbook), *arguments]
@@ -184,27 +209,27 @@ class Lab:
     def stored(self, host: str, sensor: str) -> Counter[float]:
         """What ClickHouse has of it, duplicates as it would show them."""
         rows = self.query("SELECT data_value, count() FROM telemetry.telemetry FINAL"
-                          f" WHERE client_id = {EDGES[host]} AND data_key = '{sensor}' GROUP BY data_value")  # fmt: skip
+                          f" WHERE client_id = {self.edges[host]} AND data_key = '{sensor}' GROUP BY data_value")  # fmt: skip
         return Counter(dict(rows))
 
     def stop_sensors(self) -> None:
-        for host in EDGES:
+        for host in self.edges:
             self.run(host, f"systemctl stop {' '.join(f'skywave-emulator@{s}' for s in SENSORS)}")
 
     def start_sensors(self) -> None:
-        for host in EDGES:
+        for host in self.edges:
             self.run(host, f"systemctl start {' '.join(f'skywave-emulator@{s}' for s in SENSORS)}")
 
     def assert_nothing_lost(self) -> int:
         """Lets the sensors stop, everything arrive, and compares each ledger with the table; the readings sent."""
         self.stop_sensors()
         try:
-            for host in EDGES:
+            for host in self.edges:
                 wait_for(
                     lambda host=host: self.status(host).get("backlog", {}).get("readings") == 0, 60, f"{host} drains"
                 )
             total = 0
-            for host in EDGES:
+            for host in self.edges:
                 for sensor in SENSORS:
                     sent = self.sent(host, sensor)
                     missing, beyond = sent - self.stored(host, sensor), self.stored(host, sensor) - sent

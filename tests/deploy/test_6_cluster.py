@@ -1,0 +1,108 @@
+"""A ClickHouse cluster, two brokers and two servers (ansible/molecule/cluster): made, grown, and hosts that die."""
+
+from __future__ import annotations
+
+import pytest
+from lab import Lab, wait_for
+from test_1_site import changed
+
+
+@pytest.fixture(scope="module")
+def cluster():
+    """One shard of two replicas and one edge; the others wait until they are wanted."""
+    made = Lab("cluster", {"edge1": 1}, subnet=214)
+    made.without = {"ch3", "ch4", "ch5", "edge2"}
+    try:
+        made.create()
+        made.playbook("site.yml", name="cluster: site.yml on bare hosts")
+        yield made
+    finally:
+        made.destroy()
+
+
+def delivers(cluster, host: str, more: int = 1000, seconds: float = 60) -> None:
+    before = cluster.status(host)["acked_readings"]
+    wait_for(
+        lambda: cluster.status(host).get("acked_readings", 0) > before + more, seconds,
+        lambda: f"{host} delivers: {cluster.status(host)}",
+    )  # fmt: skip
+
+
+def replicas(cluster, shard: str) -> list[int]:
+    """How many rows each replica of a shard has by itself."""
+    config = cluster.run("core1", "cat /etc/skywave/server.toml")
+    line = config.split(f"[store.shards.{shard}]")[1].split("replicas = ")[1].splitlines()[0]
+    script = (
+        "import os; os.environ['CREDENTIALS_DIRECTORY'] = '/etc/skywave/credentials'\n"
+        "from dataclasses import replace\nfrom skywave import config\n"
+        "from skywave.server.store import open_store\n"
+        "store = config.load('/etc/skywave/server.toml', config.Server).store\n"
+        f"for address in {line}.split(', '):\n"
+        "    host, port = address.split(':')\n"
+        "    one = open_store(replace(store, shards={}, host=host, port=int(port)))\n"
+        "    print(one.query('SELECT count() FROM telemetry.telemetry FINAL')[0][0])\n"
+    )
+    return [int(count) for count in cluster.python("core1", script).split()]
+
+
+def grown(cluster, *hosts: str) -> None:
+    cluster.without -= set(hosts)
+    cluster.playbook("site.yml", name=f"cluster: site.yml with {', '.join(hosts)}")
+
+
+def test_a_shard_of_two_replicas_and_a_run_that_changes_nothing(cluster):
+    wait_for(lambda: cluster.status("edge1").get("acked_readings", 0) > 1000, 60, "edge1 delivers")
+    assert not any(changed(cluster.playbook("site.yml", name="cluster: site.yml, second run")).values())
+    assert set(cluster.status("core1", "server")["shards"]) == {"s1"}
+    assert cluster.assert_nothing_lost() > 1000
+
+
+def test_it_grows_by_a_replica(cluster):
+    grown(cluster, "ch3")
+    wait_for(lambda: len(set(replicas(cluster, "s1"))) == 1 or None, 60, "the new replica has what the others have")
+    assert len(replicas(cluster, "s1")) == 3
+    delivers(cluster, "edge1")
+
+
+def test_it_grows_by_a_shard_that_takes_new_clients(cluster):
+    grown(cluster, "ch4", "ch5", "edge2")
+    cluster.edges = {"edge1": 1, "edge2": 2}
+    wait_for(lambda: cluster.status("edge2").get("acked_readings", 0) > 1000, 60, "edge2 delivers")
+    delivers(cluster, "edge1")
+    assert min(replicas(cluster, "s2")) > 0
+    cluster.assert_nothing_lost()
+    rows = cluster.query("SELECT DISTINCT client_id FROM telemetry.telemetry ORDER BY client_id")
+    assert rows == [[1], [2]], "each shard has its own client alone"
+    rows = cluster.query("SELECT DISTINCT client_id FROM telemetry.readings ORDER BY client_id")
+    assert rows == [[1], [2], [1], [2]], "a server of any shard reads all of them"
+
+
+def test_the_fleet_is_healthy(cluster):
+    output = cluster.playbook("health.yml", name="cluster: health.yml")
+    assert "missing 0, doubled 0" in output
+    assert "WRONG" not in output.split("TASK [Show how the fleet is]")[1].split("TASK")[0]
+
+
+def test_a_replica_and_then_a_broker_with_its_server_die(cluster):
+    cluster.run("ch1", "systemctl stop clickhouse-server")
+    delivers(cluster, "edge1")
+    cluster.run("ch1", "systemctl start clickhouse-server")
+    cluster.run("core2", "systemctl stop mosquitto skywave-server")
+    for host in cluster.edges:
+        delivers(cluster, host)
+    cluster.run("core2", "systemctl start mosquitto skywave-server")
+    cluster.run("core1", "systemctl stop mosquitto skywave-server")
+    for host in cluster.edges:
+        delivers(cluster, host)
+    cluster.run("core1", "systemctl start mosquitto skywave-server")
+    assert cluster.assert_nothing_lost() > 5000
+
+
+def test_the_ports_between_replicas_are_closed_to_others(cluster):
+    address = cluster.address("ch1")
+    for port in (9440, 9010, 9000, 9009):
+        said = cluster.run("edge1", f"timeout 3 bash -c '</dev/tcp/{address}/{port}' && echo open", check=False)
+        assert "open" not in said, port
+    for port, answers in ((9440, True), (9010, True), (9000, False), (9009, False), (8123, False)):
+        said = cluster.run("ch2", f"timeout 3 bash -c '</dev/tcp/{address}/{port}' && echo open", check=False)
+        assert ("open" in said) is answers, f"{port}: only by TLS"
