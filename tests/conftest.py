@@ -63,6 +63,16 @@ def stand(broker, clickhouse, database):
         stand.remove()
 
 
+@pytest.fixture
+def clustered(broker, cluster, database):
+    """On a cluster of the test's own, with three replicas a shard."""
+    stand = Stand(broker, cluster.toml(quorum=2), database)
+    try:
+        yield stand
+    finally:
+        stand.remove()
+
+
 @pytest.fixture(scope="session")
 def hdfs():
     yield from running(Hdfs())

@@ -34,15 +34,6 @@ def other_shape():
     yield from running(Cluster(3, 1))
 
 
-@pytest.fixture
-def clustered(broker, cluster, database):
-    stand = Stand(broker, cluster.toml(quorum=2), database)
-    try:
-        yield stand
-    finally:
-        stand.remove()
-
-
 def archive(stand: Stand, target: str, *words: str, code: int = 0) -> dict:
     path = stand.folder / "archive.toml"
     path.write_text(f"{stand.store}\n[target]\n{target}\n")

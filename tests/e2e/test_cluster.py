@@ -18,15 +18,6 @@ def cluster():
     yield from running(Cluster(2, 3))
 
 
-@pytest.fixture
-def clustered(broker, cluster, database):
-    stand = Stand(broker, cluster.toml(quorum=2), database)
-    try:
-        yield stand
-    finally:
-        stand.remove()
-
-
 def begin(stand: Stand, *servers: str) -> None:
     """Servers, and a client on each shard; both deliver."""
     for name in servers:
