@@ -40,9 +40,10 @@ bench-scale: $(VENV)/installed
 	PYTHONPATH=tests $(BIN)/python bench/scale.py
 
 bench-alternatives: $(VENV)/installed
-	@./tests/system-packages.sh postgresql-15
+	@./tests/system-packages.sh postgresql-15 clickhouse-server influxdb
 	$(BIN)/pip install --quiet --disable-pip-version-check -r bench/alternatives/requirements.txt
 	PYTHONPATH=tests:bench $(BIN)/python bench/alternatives/local_database.py
+	PYTHONPATH=tests:bench $(BIN)/python bench/alternatives/server_database.py
 	PYTHONPATH=tests:bench $(BIN)/python bench/alternatives/hot_path/run.py
 
 bench-archive: $(VENV)/installed
