@@ -3,7 +3,8 @@
 # make test-deploy  makes four hosts that boot systemd, installs the fleet on them with Ansible, updates and attacks it
 # make soak   breaks the whole system FAULTS times, for hours, as root; the sensors' ledgers judge; goes on where it stopped
 # make bench  measures against the targets, writes build/bench.json; bench-archive: the archive; bench-outage: a day of outage;
-#             bench-scale: as root, how costs grow with clients, series and servers; bench-alternatives: other databases, languages
+#             bench-scale: as root, how costs grow with clients, series and servers; bench-partitioning: what
+#             partitions by arrival cost; bench-alternatives: other databases and languages
 # make lint   ruff and mypy alone;  make docs  writes what is generated in docs/;  make clean  removes what make made
 
 PYTHON ?= python3
@@ -16,7 +17,7 @@ SOURCES := pyproject.toml $(shell find skywave archive -name '*.py')
 FAULTS ?= 1000
 PACKAGES := mosquitto postgresql-15 clickhouse-server maven zookeeper systemd libfaketime
 
-.PHONY: demo test test-deploy soak soak-cluster bench bench-outage bench-archive bench-scale bench-alternatives lint docs clean
+.PHONY: demo test test-deploy soak soak-cluster bench bench-outage bench-archive bench-scale bench-partitioning bench-alternatives lint docs clean
 .DELETE_ON_ERROR:
 
 demo: $(VENV)/installed
@@ -38,6 +39,10 @@ bench-outage: $(VENV)/installed
 bench-scale: $(VENV)/installed
 	@./tests/system-packages.sh mosquitto postgresql-15 clickhouse-server
 	PYTHONPATH=tests $(BIN)/python bench/scale.py
+
+bench-partitioning: $(VENV)/installed
+	@./tests/system-packages.sh clickhouse-server
+	PYTHONPATH=tests:bench $(BIN)/python bench/partitioning.py
 
 bench-alternatives: $(VENV)/installed
 	@./tests/system-packages.sh postgresql-15 clickhouse-server influxdb
