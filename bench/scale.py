@@ -87,7 +87,7 @@ def accepting(p: Parts, *names: str) -> None:
 def held(pids: list[int], share: float) -> Iterator[None]:
     """Each process may use a share of one core (cgroups, version 1 or 2; needs root)."""
     root = Path("/sys/fs/cgroup")
-    old = (root / "cpu" / "cpu.cfs_quota_us").exists() or (root / "cpu").is_dir()
+    old = (root / "cpu").is_dir()
     folders = []
     for pid in pids:
         folder = (root / "cpu" if old else root) / f"skywave-bench-{pid}"

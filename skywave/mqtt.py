@@ -155,13 +155,7 @@ class Link:
         client = self._client
         if client is None or not self.connected:
             return False
-        props = None
-        if content_type or properties:
-            props = Properties(PacketTypes.PUBLISH)
-            # Past paho's __setattr__, which searches its tables by name for each property.
-            if content_type:
-                object.__setattr__(props, "ContentType", content_type)
-            object.__setattr__(props, "UserProperty", list(properties))
+        props = publish_properties(content_type, properties) if content_type or properties else None
         self._last_said = said = client.publish(topic, payload, qos, retain, props)
         return said.rc == paho.MQTT_ERR_SUCCESS
 
@@ -184,7 +178,7 @@ class Link:
                 self._client = client = self._new_client()
                 client.connect(
                     self._settings.host, self._settings.port, self._settings.keepalive,
-                    clean_start=True, properties=self._connect_properties(),
+                    clean_start=True, properties=connect_properties(),
                 )  # fmt: skip
                 while client.loop() == paho.MQTT_ERR_SUCCESS:  # loop_forever() would not wake for what is queued
                     pass
@@ -231,11 +225,6 @@ class Link:
         client.on_socket_open = _tune_socket
         return client
 
-    def _connect_properties(self) -> Properties:
-        properties = Properties(PacketTypes.CONNECT)
-        properties.ReceiveMaximum = RECEIVE_MAXIMUM
-        return properties
-
     def _connected(self, client: paho.Client, _data: Any, _flags: Any, reason: Any, _properties: Any) -> None:
         if reason.is_failure:
             self._note(f"refused the connection: {reason}")
@@ -271,6 +260,22 @@ class Link:
             self._on_message(Message(topic, bytes(message.payload), content_type, user, message.dup, message.retain))
         except Exception:  # a raise here would end paho's thread, and with it the service
             log.exception("message on %r was not handled", topic)
+
+
+def connect_properties() -> Properties:
+    """With which every client of ours connects."""
+    properties = Properties(PacketTypes.CONNECT)
+    properties.ReceiveMaximum = RECEIVE_MAXIMUM
+    return properties
+
+
+def publish_properties(content_type: str, user: Iterable[tuple[str, str]]) -> Properties:
+    """A PUBLISH's properties, past paho's __setattr__, which searches its tables by name for each of them."""
+    properties = Properties(PacketTypes.PUBLISH)
+    if content_type:
+        object.__setattr__(properties, "ContentType", content_type)
+    object.__setattr__(properties, "UserProperty", list(user))
+    return properties
 
 
 # -- Reading a PUBLISH's properties ----------------------------------------------------------------------------------

@@ -84,9 +84,9 @@ class Engine:
 
 
 class OwnStore(Engine):
-    def __init__(self, store: Store, pid: int, folder: Path) -> None:
+    def __init__(self, store: Store, pid: int) -> None:
         super().__init__(pid)
-        self._store, self._folder = store, folder
+        self._store = store
         store.migrate()
 
     def insert(self, block: Block) -> None:
@@ -261,9 +261,9 @@ def main() -> None:
         for part in (clickhouse, postgres, influx):
             part.start()
         with closing(open_store(config.Store(port=clickhouse.port, timeout=300))) as store:
-            compare("ClickHouse 18.16", OwnStore(store, clickhouse.process.pid, folder))
+            compare("ClickHouse 18.16", OwnStore(store, clickhouse.process.pid))
         with closing(open_store(config.Store(kind="embedded", path=str(folder / "chdb")))) as store:
-            compare("ClickHouse, current (chDB)", OwnStore(store, 0, folder))
+            compare("ClickHouse, current (chDB)", OwnStore(store, 0))
         compare("PostgreSQL 15, BRIN", PostgresBrin(postgres.new_database(), postgres.process.pid))
         compare("InfluxDB 1.6", InfluxEngine(influx))
     finally:

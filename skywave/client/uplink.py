@@ -315,19 +315,11 @@ class Uplink:
         self._publish(self._window.add(batch, day, attempt, live, now))
 
     def _publish(self, entry: InFlight) -> None:
-        batch = entry.batch
         self.link.publish(
             topics.data(self._settings.client_id),
-            batch.payload,
+            entry.batch.payload,
             content_type=CONTENT_TYPE,
-            properties=(
-                ("stream", str(batch.stream)),
-                ("first_seq", str(batch.first_seq)),
-                ("count", str(batch.count)),
-                ("day", entry.day.isoformat()),
-                ("since", batch.since.isoformat() if batch.since else ""),
-                ("attempt", str(entry.attempt)),
-            ),
+            properties=entry.properties(),
         )
 
     # -- trouble -----------------------------------------------------------------------------------------------------

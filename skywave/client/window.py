@@ -28,6 +28,18 @@ class InFlight:
     sent_at: float
     due_at: float
 
+    def properties(self) -> tuple[tuple[str, str], ...]:
+        """The user properties with which it is published."""
+        batch = self.batch
+        return (
+            ("stream", str(batch.stream)),
+            ("first_seq", str(batch.first_seq)),
+            ("count", str(batch.count)),
+            ("day", self.day.isoformat()),
+            ("since", batch.since.isoformat() if batch.since else ""),
+            ("attempt", str(self.attempt)),
+        )
+
 
 class Window:
     """Bounded in batches and bytes; one empty window always has room, however large the batch."""

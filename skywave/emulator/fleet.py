@@ -28,8 +28,6 @@ from typing import Any
 import numpy as np
 import paho.mqtt.client as paho
 from paho.mqtt.enums import CallbackAPIVersion
-from paho.mqtt.packettypes import PacketTypes
-from paho.mqtt.properties import Properties
 from paho.mqtt.subscribeoptions import SubscribeOptions
 
 from .. import config, topics
@@ -37,6 +35,7 @@ from ..batch import CONTENT_TYPE, Batch, Name, encode
 from ..client.window import InFlight, Window
 from ..errors import PoisonError, SkywaveError
 from ..messages import Ack, ClientStatus, Produced, ServerStatus
+from ..mqtt import connect_properties, publish_properties
 
 TICK_S = 0.02
 RECONNECT_MAX_S = 5.0
@@ -179,10 +178,8 @@ class _Client:
         client.on_socket_close = lambda _client, _data, sock: self._loop.forget(sock)
         client.on_socket_register_write = lambda _client, _data, sock: self._loop.wants_write(sock, self, True)
         client.on_socket_unregister_write = lambda _client, _data, sock: self._loop.wants_write(sock, self, False)
-        properties = Properties(PacketTypes.CONNECT)
-        properties.ReceiveMaximum = 1000
         try:
-            client.connect(broker.host, broker.port, KEEPALIVE_S, clean_start=True, properties=properties)
+            client.connect(broker.host, broker.port, KEEPALIVE_S, clean_start=True, properties=connect_properties())
         except (OSError, ValueError):
             self._try_again()
 
@@ -264,14 +261,8 @@ class _Client:
 
     def _send(self, entry: InFlight) -> None:
         assert self._paho
-        batch, day = entry.batch, entry.day.isoformat()
-        properties = Properties(PacketTypes.PUBLISH)
-        object.__setattr__(properties, "ContentType", CONTENT_TYPE)
-        object.__setattr__(properties, "UserProperty", [
-            ("stream", str(batch.stream)), ("first_seq", str(batch.first_seq)), ("count", str(batch.count)),
-            ("day", day), ("since", day), ("attempt", str(entry.attempt)),
-        ])  # fmt: skip
-        self._paho.publish(topics.data(self.client_id), batch.payload, 1, False, properties)
+        properties = publish_properties(CONTENT_TYPE, entry.properties())
+        self._paho.publish(topics.data(self.client_id), entry.batch.payload, 1, False, properties)
 
     def say(self) -> None:
         """Publishes the account."""
