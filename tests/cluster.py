@@ -111,7 +111,7 @@ class Cluster:
             rows = store.query(
                 f"SELECT is_readonly, queue_size, active_replicas FROM system.replicas WHERE database = '{database}'"
             )
-        return len(rows) == 6 and all(row == (0, 0, len(self.nodes[0])) for row in rows)
+        return len(rows) == 7 and all(row == (0, 0, len(self.nodes[0])) for row in rows)
 
     def create_tables(self, database: str) -> None:
         for node in self.all:

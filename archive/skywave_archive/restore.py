@@ -30,7 +30,7 @@ from .archive import Archive, day_folder, within
 from .datafile import DamagedFile, read_rows
 from .manifest import BrokenManifest, File, Manifest
 from .source import BOUND, is_bound_by_quorum
-from .tables import BY_DAY, Hashes, Table, add, digest
+from .tables import BY_DAY, TELEMETRY, Hashes, Table, add, digest
 
 Progress = Callable[[int], None]
 
@@ -156,7 +156,10 @@ class Restorer:
             why
             for store in self.stores
             for why in store.everywhere(
-                [f"SYSTEM SYNC REPLICA {store.database}.{table}" for table in (*BY_DAY, *(t.name for t in ACCOUNTS))]
+                [
+                    f"SYSTEM SYNC REPLICA {store.database}.{table}"
+                    for table in (*BY_DAY, *(t.name for t in ACCOUNTS), "arrivals")
+                ]
                 if store.replicas > 1
                 else []
             )
@@ -354,6 +357,8 @@ class _Shard:
             raise NotEmpty(
                 f"{self.target} got new rows of {self.day} during the restore", "Stop the servers, and run it again."
             )
+        if self.table is TELEMETRY:
+            self.store.note_arrivals(self.staging, self.day)
         self.store.query(f"ALTER TABLE {self.target} REPLACE PARTITION '{self.day}' FROM {self.staging}")
         if self.count_digest(self.target) != (rows, total):
             raise NotTheSame(

@@ -8,9 +8,14 @@ from __future__ import annotations
 
 import re
 
-VERSION = 1
+VERSION = 2
+"""1 had no ``arrivals``."""
 
 READING_COLUMNS = ("client_id", "stream", "seq", "created_at", "data_key", "data_value", "received_at", "day")
+
+DAY_US = 86_400_000_000
+LAST_DAY = 49_672
+"""Days from 1970 to 2105-12-31, the last one of 18.16."""
 
 _CODECS = {"created_at": "DoubleDelta, LZ4", "seq": "DoubleDelta, LZ4", "received_at": "DoubleDelta, LZ4"}
 
@@ -30,11 +35,16 @@ def reads(database: str, cluster: str) -> list[str]:
         *(
             f"CREATE TABLE IF NOT EXISTS {database}.{table}_all AS {database}.{table}"
             f" ENGINE = Distributed('{cluster}', '{database}', '{table}')"
-            for table in ("telemetry", "rejected", "streams", "dropped", "expired")
+            for table in ("telemetry", "rejected", "streams", "dropped", "expired", "arrivals")
         ),
         f"CREATE VIEW IF NOT EXISTS {database}.readings AS"
         f" SELECT {', '.join(READING_COLUMNS)} FROM {database}.telemetry_all FINAL",
     ]
+
+
+def created_day(created_at: str) -> str:
+    """The SQL of ``arrivals.created_day``: the UTC date of a time in µs, or the nearest one that every release can show."""
+    return f"toDate(least(greatest(intDiv({created_at}, {DAY_US}), 0), {LAST_DAY}))"
 
 
 def attachments(database: str) -> dict[str, str]:
@@ -92,4 +102,7 @@ def _tables(database: str, modern: bool) -> list[str]:
         f"CREATE TABLE IF NOT EXISTS {database}.expired (client_id UInt32, stream UInt64, first_seq UInt64,"
         " last_seq UInt64, day Date)"
         f" ENGINE = ReplacingMergeTree ORDER BY (client_id, stream, first_seq, last_seq, day){settings}",
+        # Which days' readings came on which day: what bounds a question about ``created_at`` to the partitions that matter.
+        f"CREATE TABLE IF NOT EXISTS {database}.arrivals (created_day Date, day Date)"
+        f" ENGINE = ReplacingMergeTree ORDER BY (created_day, day){settings}",
     ]

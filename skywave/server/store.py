@@ -11,6 +11,7 @@ import os
 import re
 import time
 from abc import ABC, abstractmethod
+from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import date
@@ -31,6 +32,7 @@ _TYPES: dict[str, Any] = {
     "client_id": np.uint32, "stream": np.uint64, "seq": np.uint64, "first_seq": np.uint64, "last_seq": np.uint64,
     "first_pending": np.uint64, "count": np.uint64, "at": np.uint64, "created_at": np.int64, "received_at": np.int64,
     "reported_at": np.int64, "oldest_at": np.int64, "data_value": np.float64, "day": "datetime64[D]",
+    "created_day": "datetime64[D]",
 }  # fmt: skip
 """numpy type of each column; all others are strings, held as objects of type bytes."""
 
@@ -92,6 +94,7 @@ class Store(ABC):
             )
         self.settings = settings
         self.database = settings.database
+        self._noted: defaultdict[date, set[int]] = defaultdict(set)
 
     # -- what each engine does in its own way ------------------------------------------------------------------------
 
@@ -141,16 +144,21 @@ class Store(ABC):
 
     def _check_version(self) -> None:
         found = self.query(f"SELECT value FROM {self.database}.meta FINAL WHERE name = 'schema'")
-        if found and int(found[0][0]) > schema.VERSION:
+        version = int(found[0][0]) if found else 0
+        if version > schema.VERSION:
             raise StoreError(
-                f"the store has schema {int(found[0][0])}, this version knows {schema.VERSION}", "Upgrade this server."
+                f"the store has schema {version}, this version knows {schema.VERSION}", "Upgrade this server."
             )
-        if not found:
+        if version == 1:
+            for (day,) in self.query(f"SELECT DISTINCT day FROM {self.database}.telemetry"):
+                self.note_arrivals(f"{self.database}.telemetry", as_date(day))
+        if version < schema.VERSION:
             row = ("schema", str(schema.VERSION), int(time.time()))
             self.insert_rows("meta", ("name", "value", "at"), [row])
 
     def insert_readings(self, block: Block) -> None:
         """Commits a block as one part. Durable as far as the store makes it; see ``sync``."""
+        self._note(block)
         day = np.full(len(block), np.datetime64(block.day))
         columns = {
             "client_id": block.client_id, "stream": block.stream, "seq": block.seq, "created_at": block.created_at,
@@ -158,6 +166,30 @@ class Store(ABC):
         }  # fmt: skip
         self.insert(f"{self.database}.telemetry", columns, block.keys)
         self.sync()
+
+    def _note(self, block: Block) -> None:
+        """Names the days of a block's readings in ``arrivals``, unless this connection has named them before.
+
+        First the name, then the readings: ``arrivals`` may name days that did not come, but lacks none that did.
+        """
+        if len(self._noted) > 100:
+            self._noted.clear()
+        noted = self._noted[block.day]
+        at = block.created_at
+        days = np.clip(np.array([at.min(), at.max()]) // schema.DAY_US, 0, schema.LAST_DAY)
+        if days[1] - days[0] > 1:
+            days = np.unique(np.clip(at // schema.DAY_US, 0, schema.LAST_DAY))
+        if new := set(days.tolist()) - noted:
+            rows = [(np.datetime64(number, "D"), block.day) for number in sorted(new)]
+            self.insert_rows("arrivals", ("created_day", "day"), rows)
+            noted |= new
+
+    def note_arrivals(self, table: str, day: date) -> None:
+        """Names the days of all readings that ``table`` has under ``day`` in ``arrivals``."""
+        self.query(
+            f"INSERT INTO {self.database}.arrivals (created_day, day)"
+            f" SELECT DISTINCT {schema.created_day('created_at')}, day FROM {table} WHERE day = '{day}'"
+        )
 
     def reject(self, rows: Sequence[Rejected]) -> None:
         """Commits poison; the same message again changes nothing."""

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import math
 import struct
+import time
 from dataclasses import replace
-from datetime import date, timedelta
+from datetime import UTC, date, datetime, timedelta
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -14,7 +16,7 @@ from skywave import config
 from skywave.audit import audit
 from skywave.errors import StoreError, StoreUnavailable
 from skywave.messages import Dropped, Produced
-from skywave.server.store import Block, Probe, Rejected, as_column, open_store
+from skywave.server.store import Block, Probe, Rejected, as_column, as_date, open_store
 
 DAY = date(2026, 11, 24)
 BIG = 2**63 + 12345
@@ -90,6 +92,50 @@ def test_a_look_up_finds_batches_by_their_first_reading_from_since_on(store):
     assert store.existing([probe(101, since=DAY - timedelta(9)), probe(1)]) == {(7, BIG, 101), (7, BIG, 1)}
     many = [probe(5000 + i, at=AT + i) for i in range(2500)]
     assert store.existing([*many, probe(1)]) == {(7, BIG, 1)}
+
+
+def arrivals(store, day):
+    rows = store.query(f"SELECT DISTINCT day FROM {store.database}.arrivals WHERE created_day = '{day}' ORDER BY day")
+    return [as_date(value) for (value,) in rows]
+
+
+DAY_US = 86_400_000_000
+MADE = date(2023, 11, 14)  # the date of AT
+
+
+def test_arrivals_names_every_partition_with_readings_of_a_day(store):
+    late = replace(block(n=3), created_at=np.array([AT - 40 * DAY_US, AT, AT + 3 * DAY_US]))
+    wild = replace(block(first=4, n=4), created_at=np.array([-(2**62), -1, 0, 2**62]))
+    for each in (block(n=3), late, wild, replace(block(first=8, n=1), day=DAY + timedelta(1))):
+        store.insert_readings(each)
+    assert arrivals(store, MADE) == [DAY, DAY + timedelta(1)]
+    assert arrivals(store, MADE - timedelta(40)) == arrivals(store, MADE + timedelta(3)) == [DAY]
+    assert arrivals(store, MADE + timedelta(1)) == []
+    assert arrivals(store, date(1970, 1, 1)) == arrivals(store, date(2105, 12, 31)) == [DAY]
+    named = set(store.query(f"SELECT created_day, day FROM {store.database}.arrivals FINAL"))
+    store.query(f"DROP TABLE {store.database}.arrivals")
+    store.insert_rows("meta", ("name", "value", "at"), [("schema", "1", 2**40)])
+    store.migrate()
+    assert set(store.query(f"SELECT created_day, day FROM {store.database}.arrivals FINAL")) == named
+
+
+def test_the_questions_of_the_documentation_are_answered(store):
+    text = (Path(__file__).parents[2] / "docs/formats.md").read_text()
+    for old, new in (("telemetry.", f"{store.database}."), ("2026-11-24", "2024-02-29"), ("2026-11-25", "2024-03-01")):
+        text = text.replace(old, new)
+    latest, series, hourly = (part.split("```")[0] for part in text.split("```sql\n")[1:])
+    midnight = int(datetime(2024, 2, 29, tzinfo=UTC).timestamp()) * 1_000_000
+    around = midnight + np.array([-1, 0, DAY_US - 1, DAY_US])
+    now = np.full(4, time.time_ns() // 1000)
+    for stream, (day, at) in enumerate(
+        [(date(2024, 2, 29), around), (DAY, around), (datetime.now(UTC).date(), now)], 1
+    ):
+        values = np.arange(4) + 10 * stream
+        readings = block(n=4, stream=stream, day=day, keys=(b"temperature",), values=values)
+        store.insert_readings(replace(readings, created_at=at))
+    assert [row[0] for row in store.query(latest)] == [b"temperature"]
+    assert [value for _, value in store.query(series)] == [11, 21, 12, 22]
+    assert [value for _, _, value in store.query(hourly)] == [16, 17]
 
 
 def test_expired_ranges_count_as_stored_for_look_ups_and_the_audit(store):

@@ -40,6 +40,8 @@ def test_readings_come_to_the_shard_of_their_client_and_to_a_quorum(clustered, c
     assert sent > 4000
     store = open_store(config.Store(port=cluster.nodes[1][2].port, database=clustered.store_settings().database))
     assert store.query(f"SELECT count() FROM {store.database}.readings")[0][0] == sent, "any server reads all shards"
+    came = f"day IN (SELECT day FROM {store.database}.arrivals WHERE created_day >= today() - 1)"
+    assert store.query(f"SELECT count() FROM {store.database}.telemetry_all FINAL WHERE {came}")[0][0] == sent
     store.close()
 
 
