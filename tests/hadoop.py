@@ -234,9 +234,20 @@ class HighlyAvailableHdfs(Hdfs):
         self.standby.run(f"{_HDFS}.tools.DFSHAAdmin", "-transitionToActive", "nn1")
         self.wait()
 
-    def fail_over(self, to: str = "nn2") -> None:
+    @property
+    def all(self) -> list[Part]:
+        return [self.journal, self.namenode, self.standby, *self.datanodes]
+
+    @property
+    def active(self) -> NameNode:
+        """The NameNode that was last told to be it."""
+        return self.namenode if self.http == self.namenode.port else self.standby
+
+    def fail_over(self) -> None:
         """After the active NameNode has died."""
-        self.standby.run(f"{_HDFS}.tools.DFSHAAdmin", "-transitionToActive", "--forceactive", to)
+        to, node = ("nn2", self.standby) if self.active is self.namenode else ("nn1", self.namenode)
+        node.run(f"{_HDFS}.tools.DFSHAAdmin", "-transitionToActive", "--forceactive", to)
+        self.http = node.port
 
     def remove(self) -> None:
         super().remove()

@@ -70,13 +70,13 @@ def test_03_the_active_namenode_and_a_datanode_die_in_an_export_and_in_a_restore
     cluster = HighlyAvailableHdfs()
     deaths: list[threading.Thread] = []
 
-    def dying(active, datanode, successor):
+    def dying(active, datanode):
         """Once, in the middle of things: the NameNode dies, a DataNode as well, and the other NameNode takes over."""
         if deaths:
             return
         active.kill()
         datanode.kill()
-        deaths.append(threading.Thread(target=cluster.fail_over, args=(successor,)))
+        deaths.append(threading.Thread(target=cluster.fail_over))
         deaths[0].start()
 
     try:
@@ -89,7 +89,7 @@ def test_03_the_active_namenode_and_a_datanode_die_in_an_export_and_in_a_restore
         def exported(self, table, day, clients=None):
             for batch in rows(self, table, day, clients):
                 yield batch
-                dying(cluster.namenode, cluster.datanodes[0], "nn2")
+                dying(cluster.namenode, cluster.datanodes[0])
 
         monkeypatch.setattr(Shard, "rows", exported)
         vault.run("export")
@@ -102,7 +102,7 @@ def test_03_the_active_namenode_and_a_datanode_die_in_an_export_and_in_a_restore
 
         def restored(*args):
             for batch in read_rows(*args):
-                dying(cluster.standby, cluster.datanodes[1], "nn1")
+                dying(cluster.standby, cluster.datanodes[1])
                 yield batch
 
         monkeypatch.setattr(restoring, "read_rows", restored)

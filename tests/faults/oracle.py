@@ -74,6 +74,8 @@ def judge(world: World) -> Verdict:
         verdict.wrong.append(f"audit: {account.total('rejected')} good readings rejected")
     if account.total("pending"):
         verdict.wrong.append(f"audit: {account.total('pending')} pending, the outboxes are empty")
+    if (archived := world.archived()) not in (None, len(rows)):
+        verdict.wrong.append(f"the archive has {archived} readings, the table {len(rows)}")
     return verdict
 
 

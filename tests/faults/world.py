@@ -28,6 +28,11 @@ DISK_MB = 600
 RATE = 300
 
 
+def faked() -> dict[str, str]:
+    """The environment of a process with a wall clock of its own."""
+    return {"LD_PRELOAD": FAKETIME, "FAKETIME_DONT_FAKE_MONOTONIC": "1"}
+
+
 class Disk:
     """A small file system of its own, which can be filled."""
 
@@ -68,10 +73,7 @@ class Process(Skywave):
     def command(self) -> list[str]:
         words = super().command()
         if self.clock:
-            fake = {
-                "LD_PRELOAD": FAKETIME, "FAKETIME_TIMESTAMP_FILE": str(self.clock), "FAKETIME_CACHE_DURATION": "1",
-                "FAKETIME_DONT_FAKE_MONOTONIC": "1",
-            }  # fmt: skip
+            fake = {**faked(), "FAKETIME_TIMESTAMP_FILE": str(self.clock), "FAKETIME_CACHE_DURATION": "1"}
             words = ["env", *(f"{key}={value}" for key, value in fake.items()), *words]
         return words
 
@@ -257,6 +259,10 @@ class World:
     def stores(self) -> list[Store]:
         """The final store, or each of its shards."""
         return [self.store()]
+
+    def archived(self) -> int | None:
+        """How many readings the archive has, if there is one."""
+        return None
 
     def _supervise(self) -> None:
         while not self._over.wait(RESTART_S):
