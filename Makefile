@@ -15,7 +15,10 @@ VENV := .venv
 BIN := $(VENV)/bin
 SOURCES := pyproject.toml $(shell find skywave archive -name '*.py')
 FAULTS ?= 1000
+ROWS ?= 100000000
 PACKAGES := mosquitto postgresql-15 clickhouse-server maven zookeeper systemd libfaketime
+
+BENCH_PACKAGES = $(BIN)/pip install --quiet --disable-pip-version-check -r bench/requirements.txt
 
 .PHONY: demo test test-deploy soak soak-cluster bench bench-outage bench-archive bench-scale bench-partitioning bench-alternatives lint docs clean
 .DELETE_ON_ERROR:
@@ -37,16 +40,18 @@ bench-outage: $(VENV)/installed
 	PYTHONPATH=tests $(BIN)/python bench/day_of_outage.py
 
 bench-scale: $(VENV)/installed
-	@./tests/system-packages.sh mosquitto postgresql-15 clickhouse-server
-	PYTHONPATH=tests $(BIN)/python bench/scale.py
+	@./tests/system-packages.sh mosquitto postgresql-15 clickhouse-server zookeeper
+	$(BENCH_PACKAGES)
+	PYTHONPATH=tests:bench $(BIN)/python bench/scale.py
 
 bench-partitioning: $(VENV)/installed
 	@./tests/system-packages.sh clickhouse-server
-	PYTHONPATH=tests:bench $(BIN)/python bench/partitioning.py
+	$(BENCH_PACKAGES)
+	PYTHONPATH=tests:bench $(BIN)/python bench/partitioning.py $(ROWS)
 
 bench-alternatives: $(VENV)/installed
 	@./tests/system-packages.sh postgresql-15 clickhouse-server influxdb
-	$(BIN)/pip install --quiet --disable-pip-version-check -r bench/alternatives/requirements.txt
+	$(BENCH_PACKAGES)
 	PYTHONPATH=tests:bench $(BIN)/python bench/alternatives/local_database.py
 	PYTHONPATH=tests:bench $(BIN)/python bench/alternatives/server_database.py
 	PYTHONPATH=tests:bench $(BIN)/python bench/alternatives/hot_path/run.py
@@ -60,7 +65,7 @@ soak: $(VENV)/installed
 	PYTHONPATH=tests $(BIN)/python -m faults.soak --faults $(FAULTS) --results build/soak.json
 
 soak-cluster: $(VENV)/installed
-	@./tests/system-packages.sh mosquitto postgresql-15 clickhouse-server zookeeper libfaketime
+	@./tests/system-packages.sh mosquitto postgresql-15 clickhouse-server zookeeper maven libfaketime
 	PYTHONPATH=tests $(BIN)/python -m faults.soak --cluster --faults $(FAULTS) --results build/soak-cluster.json
 
 test-deploy: $(VENV)/deploy $(VENV)/installed

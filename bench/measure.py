@@ -47,10 +47,13 @@ def rss(pid: int) -> int:
 
 
 def written(pid: int) -> int:
-    """Bytes that a process and its living descendants caused to be written to disks (proc(5), io: write_bytes)."""
+    """Bytes that a process and its living descendants gave to write() (proc(5), io: wchar).
+
+    Not ``write_bytes``: some file systems count a large extent there for each fsync.
+    """
 
     def bytes_of(one: int) -> int:
         lines = Path(f"/proc/{one}/io").read_text().splitlines()
-        return next(int(line.split()[1]) for line in lines if line.startswith("write_bytes"))
+        return next(int(line.split()[1]) for line in lines if line.startswith("wchar"))
 
     return _sum(pid, bytes_of)

@@ -4,7 +4,7 @@ The same rows in two tables of Debian's ClickHouse: ``telemetry`` as Skywave mak
 date at a batch's first publish), and one partitioned by the day of ``created_at``. Once all readings come in time, and once a
 share of ``LATE`` comes up to ten days late, as after outages. The questions are asked as people ask them, with ``created_at``
 alone; with the day as a bound (no reading is stored under an earlier day than its own, but for a difference of clocks);
-and with the days that ``spans`` names.
+and with the days that ``arrivals`` names. The first argument is the number of rows.
 """
 
 from __future__ import annotations
@@ -14,8 +14,8 @@ import time
 from collections.abc import Iterator
 from contextlib import closing
 from datetime import date, timedelta
-from typing import Any
 
+import plot
 from parts import ClickHouse
 from report import row, write
 
@@ -27,38 +27,60 @@ DAYS, CLIENTS, KEYS = 30, 200, 3
 FIRST = date(2026, 10, 1)
 BEGIN = 1_790_812_800_000_000  # FIRST, in microseconds
 LATE = 0.05
+TITLES = {False: "all in time", True: f"{LATE:.0%} late"}
 CLIENT, MIDDLE = 7, 12
 COLUMNS = "client_id, stream, seq, created_at, data_key, data_value, received_at, day"
 _DAY_US = 86_400_000_000
 
 
-def fill(store: Store, late: float) -> None:
-    """``ROWS`` rows, day by day, and the same in the other table."""
-    per_day = ROWS // DAYS
-    step = _DAY_US * CLIENTS * KEYS // per_day
+def fill(store: Store, late: bool) -> None:
+    """``ROWS`` rows, day by day and in the order of the sort key, and the same in the other table."""
+    series = ROWS // DAYS // (CLIENTS * KEYS)  # readings of one series on one day
+    per_day = series * CLIENTS * KEYS
+    step = _DAY_US // series
+    # What is inserted for a day is one block in the order of its number, and so one part.
+    for setting in (
+        f"min_insert_block_size_rows = {per_day}",
+        "min_insert_block_size_bytes = 0",
+        "max_threads = 1",
+        "max_memory_usage = 12000000000",
+    ):
+        store.query(f"SET {setting}")
+    for number in range(DAYS):
+        begin = BEGIN + number * _DAY_US
+        own = f"toInt64({begin} + number % {series} * {step} + rand(1) % {step})"
+        behind = f"toInt64(rand(2) / 4294967295 * {_DAY_US * 10})"
+        is_late = f"intHash32(number) % 1000 < {LATE * 1000:.0f}"
+        ways = [(own, f"NOT {is_late}"), (f"{own} - {behind}", is_late)] if late else [(own, "1")]
+        for created_at, where in ways:
+            store.query(
+                f"INSERT INTO bench.telemetry ({COLUMNS}) SELECT toUInt32(1 + intDiv(number, {series * KEYS})), toUInt64(5),"
+                f" toUInt64({number * per_day} + number), {created_at},"
+                f" concat('series-', toString(intDiv(number, {series}) % {KEYS})), round(20 + rand(3) / 4294967295, 2),"
+                f" toInt64({begin}), toDate('{FIRST + timedelta(number)}') FROM numbers({per_day}) WHERE {where}"
+            )
+        progress(f"day {number + 1} of {DAYS}")
     for number in range(DAYS):
         day = FIRST + timedelta(number)
-        behind = (
-            f"if(rand(1) / 4294967295 < {late}, toInt64(rand(2) / 4294967295 * {_DAY_US * 10}), toInt64(0))"
-            if late
-            else "0"
-        )
         store.query(
-            f"INSERT INTO bench.telemetry ({COLUMNS}) SELECT toUInt32(1 + number % {CLIENTS}), toUInt64(5),"
-            f" toUInt64({number * per_day} + number),"
-            f" toInt64({BEGIN + number * _DAY_US} + intDiv(number, {CLIENTS * KEYS}) * {step} + number % {step} - {behind}),"
-            f" concat('series-', toString(intDiv(number, {CLIENTS}) % {KEYS})), round(20 + rand(3) / 4294967295, 2),"
-            f" toInt64({BEGIN + number * _DAY_US}), toDate('{day}') FROM numbers({per_day})"
+            f"INSERT INTO bench.by_created ({COLUMNS}) SELECT {COLUMNS} FROM bench.telemetry WHERE day = '{day}'"
         )
-    store.query(f"INSERT INTO bench.by_created ({COLUMNS}) SELECT {COLUMNS} FROM bench.telemetry")
+        progress(f"day {number + 1} of {DAYS}, by the day of the reading")
+    store.query(
+        "INSERT INTO bench.arrivals SELECT DISTINCT day, toDate(intDiv(created_at, 86400000000)) FROM bench.telemetry"
+    )
     for table in ("telemetry", "by_created"):
         for (partition,) in store.query(
-            f"SELECT DISTINCT partition FROM system.parts WHERE active AND database = 'bench' AND table = '{table}'"
+            f"SELECT partition FROM system.parts WHERE active AND database = 'bench' AND table = '{table}'"
+            " GROUP BY partition HAVING count() > 1"
         ):
             store.query(f"OPTIMIZE TABLE bench.{table} PARTITION {_literal(partition)} FINAL")
-    store.query(
-        "INSERT INTO bench.spans SELECT day, min(created_at), max(created_at) FROM bench.telemetry GROUP BY day"
-    )
+            progress(f"{table} {partition.decode()} merged")
+
+
+def progress(text: str) -> None:
+    if sys.stderr.isatty():
+        print(text, end="\x1b[K\r", file=sys.stderr, flush=True)
 
 
 def _literal(partition: bytes) -> str:
@@ -71,7 +93,7 @@ def questions() -> Iterator[tuple[str, dict[str, str]]]:
     since, until = BEGIN + MIDDLE * _DAY_US, BEGIN + (MIDDLE + 1) * _DAY_US
     day = FIRST + timedelta(MIDDLE)
     span = f"created_at >= {since} AND created_at < {until}"
-    spans = f"day IN (SELECT day FROM bench.spans WHERE last_at >= {since} AND first_at < {until})"
+    arrivals = f"day IN (SELECT day FROM bench.arrivals WHERE created_day = '{day}')"
     for name, what, where, group in (
         ("one series for a day", "created_at, data_value", f"client_id = {CLIENT} AND data_key = 'series-1' AND ", ""),
         ("the fleet's hourly averages of a day", "data_key, intDiv(created_at, 3600000000) AS h, avg(data_value)", "",
@@ -82,7 +104,7 @@ def questions() -> Iterator[tuple[str, dict[str, str]]]:
         yield name, {
             "by arrival": f"{ours}{end}",
             "by arrival, day bounded": f"{ours}day >= '{day - timedelta(1)}' AND {end}",
-            "by arrival, days of spans": f"{ours}{spans} AND {end}",
+            "by arrival, days of arrivals": f"{ours}{arrivals} AND {end}",
             "by day of the reading": f"{other}{end}",
         }  # fmt: skip
     last = f"SELECT data_key, argMax(data_value, created_at) FROM bench.{{}} FINAL WHERE client_id = {CLIENT}"
@@ -107,7 +129,8 @@ def fastest(store: Store, sql: str) -> tuple[float, int]:
     return min(times) * 1000, rows
 
 
-def measure(store: Store, late: float) -> None:
+def measure(store: Store, late: bool) -> dict[str, dict[str, float]]:
+    """Milliseconds of each question, by the way it is asked."""
     store.query("CREATE DATABASE bench")
     columns = (
         "client_id UInt32, stream UInt64, seq UInt64, created_at Int64, data_key String, data_value Float64,"
@@ -118,17 +141,22 @@ def measure(store: Store, late: float) -> None:
             f"CREATE TABLE bench.{table} ({columns}) ENGINE = ReplacingMergeTree PARTITION BY {key}"
             " ORDER BY (client_id, data_key, created_at, stream, seq)"
         )
-    store.query("CREATE TABLE bench.spans (day Date, first_at Int64, last_at Int64) ENGINE = MergeTree ORDER BY day")
+    store.query(
+        "CREATE TABLE bench.arrivals (day Date, created_day Date) ENGINE = MergeTree ORDER BY (created_day, day)"
+    )
     fill(store, late)
-    title = f"{late:.0%} late" if late else "all in time"
-    sizes: dict[str, Any] = {}
+    store.query("SET max_threads = 0")
+    found: dict[str, dict[str, float]] = {}
     for name, ways in questions():
+        rows = set()
         for way, sql in ways.items():
-            milliseconds, rows = fastest(store, sql)
-            sizes.setdefault(name, rows)
-            assert rows == sizes[name], f"{name}, {way}: {rows} rows, not {sizes[name]}"
-            row(f"{title}: {name}, {way}", "-", f"{milliseconds:,.0f} ms")
+            milliseconds, count = fastest(store, sql)
+            rows.add(count)
+            found.setdefault(name, {})[way] = milliseconds
+            row(f"{TITLES[late]}: {name}, {way}", "-", f"{milliseconds:,.0f} ms")
+        assert len(rows) == 1, f"{name}: {rows} rows"
     store.query("DROP DATABASE bench")
+    return found
 
 
 def main() -> None:
@@ -136,11 +164,12 @@ def main() -> None:
     try:
         clickhouse.start()
         with closing(open_store(config.Store(port=clickhouse.port, timeout=3600))) as store:
-            for late in (0.0, LATE):
-                measure(store, late)
+            found = {TITLES[late]: measure(store, late) for late in (False, True)}
     finally:
         clickhouse.remove()
     write("partitioning")
+    figures = {f"{question}, {title}": ways for title, each in found.items() for question, ways in each.items()}
+    plot.bars("partitioning", f"{ROWS:,} rows, {DAYS} days", "ms", figures)
 
 
 if __name__ == "__main__":

@@ -1,9 +1,10 @@
-"""The benchmarks' result: one row a figure, printed, and written as JSON and as a Markdown table."""
+"""The benchmarks' results: printed, and written as JSON and as Markdown tables."""
 
 from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 from rich import box
@@ -11,26 +12,36 @@ from rich.console import Console
 from rich.table import Table
 
 Row = tuple[str, str, str, bool | None]
-ROWS: list[Row] = []
+_rows: list[Row] = []
 
 
 def row(what: str, target: str, figure: str, met: bool | None = None) -> None:
     """One line of the result."""
-    ROWS.append((what, target, figure, met))
+    _rows.append((what, target, figure, met))
     print(f"{what}: {figure} (target {target})", file=sys.stderr, flush=True)
 
 
-def write(name: str) -> None:
-    """Prints the rows and writes ``build/NAME.json`` and ``build/NAME.md``."""
-    table = Table("what", "target", "measured", "", box=box.SIMPLE_HEAD)
-    for what, target, figure, met in ROWS:
-        table.add_row(what, target, figure, {True: "[green]met", False: "[red]missed", None: ""}[met])
-    Console(width=130).print(table)
+def write(name: str) -> bool:
+    """Makes a table of the rows so far; False if a target was missed."""
+    words = {True: "met", False: "missed", None: ""}
+    table(
+        name,
+        ("what", "target", "measured", "met"),
+        [(what, target, figure, words[met]) for what, target, figure, met in _rows],
+    )
+    missed = any(met is False for *_, met in _rows)
+    _rows.clear()
+    return not missed
+
+
+def table(name: str, header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+    """Prints a table and writes it to ``build/NAME.json`` and ``build/NAME.md``."""
+    shown = Table(*header, box=box.SIMPLE_HEAD)
+    for cells in rows:
+        shown.add_row(*(f"[red]{cell}" if cell == "missed" else cell for cell in cells))
+    Console(width=130).print(shown)
     out = Path("build")
     out.mkdir(exist_ok=True)
-    rows = [dict(zip(("what", "target", "measured", "met"), r, strict=True)) for r in ROWS]
-    (out / f"{name}.json").write_text(json.dumps(rows, indent=1))
-    lines = ["| what | target | measured | |", "|---|---|---|---|"]
-    cells = [[w, t, f, "met" if m else "missed" if m is False else ""] for w, t, f, m in ROWS]
-    lines += ["| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |" for row in cells]
-    (out / f"{name}.md").write_text("\n".join(lines) + "\n")
+    (out / f"{name}.json").write_text(json.dumps([dict(zip(header, cells, strict=True)) for cells in rows], indent=1))
+    lines = [header, ["---"] * len(header), *([cell.replace("|", "\\|") for cell in cells] for cells in rows)]
+    (out / f"{name}.md").write_text("".join(f"| {' | '.join(cells)} |\n" for cells in lines))

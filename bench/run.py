@@ -13,7 +13,6 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import measure
@@ -93,7 +92,12 @@ def client_load(p: Parts, rate: float, seconds: float, extra: str = "") -> dict[
     client = p.stand.add_client(1, p.outbox, rate=rate, extra=extra, interval=5)
     time.sleep(5)
     watched = {"client": client, "postgres": p.postgres}
-    before, status, began, bytes_before = cpu(watched), client.status(), time.monotonic(), wal(p)
+    before, status, began, bytes_before = (
+        cpu(watched),
+        client.status(),
+        time.monotonic(),
+        measure.written(p.postgres.process.pid),
+    )
     time.sleep(seconds)
     after, end, elapsed = cpu(watched), client.status(), time.monotonic() - began
     acked = end["acked_readings"] - status["acked_readings"]
@@ -103,17 +107,8 @@ def client_load(p: Parts, rate: float, seconds: float, extra: str = "") -> dict[
         "client_core": (after["client"] - before["client"]) / elapsed * 100,
         "rss_mb": end["rss_bytes"] / 2**20,
         "commits_per_s": (end["commits"] - status["commits"]) / elapsed,
-        "bytes_per_reading": (wal(p) - bytes_before) / acked,
+        "bytes_per_reading": (measure.written(p.postgres.process.pid) - bytes_before) / acked,
     }
-
-
-def wal(p: Parts) -> int:
-    """Bytes that PostgreSQL's processes gave to write(): the log's pages, rewritten at each commit, and the tables'."""
-    total = 0
-    for pid in measure.tree(p.postgres.process.pid):
-        for line in Path(f"/proc/{pid}/io").read_text().splitlines():
-            total += int(line.split()[1]) if line.startswith("wchar") else 0
-    return total
 
 
 def client_path() -> float:

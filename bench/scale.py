@@ -1,7 +1,8 @@
-"""`make bench-scale`: how the costs grow with clients, series and servers, on real parts of this host.
+"""`make bench-scale`: how the costs grow with clients, series, batches and servers, on real parts of this host, what a
+shard of three replicas costs, and by that what whole fleets need.
 
-Writes build/scale.json. CPU-seconds a million readings (s/M) are what to compare: at equal batch size a fleet of a thousand
-clients should cost about what one client costs.
+Writes build/scale.json, build/capacity.json and docs/plots/scale.svg. CPU-seconds a million readings (s/M) are what to
+compare: at equal batch size a fleet of a thousand clients should cost about what one client costs.
 """
 
 from __future__ import annotations
@@ -12,74 +13,143 @@ import threading
 import time
 from collections.abc import Iterator
 from dataclasses import asdict, replace
+from datetime import date
 from pathlib import Path
+from typing import Any
 
+import capacity
 import measure
-from parts import wait_for
+import plot
+from cluster import Cluster
+from parts import Mosquitto, wait_for
 from report import row, write
 from run import Parts, cpu, fresh
+from stand import Stand
 
-from skywave import config
+from skywave import config, topics
+from skywave.batch import CONTENT_TYPE, Batch
+from skywave.client.window import InFlight
 from skywave.emulator.fleet import Fleet, Plan
+from skywave.mqtt import publish_properties
 
 READINGS = 4_000_000
 SIZE = 500
+SIZES = (50, 100, 500, 2000)
 HELD_TO = 0.2
 """Share of a core that each server may use where the server is to be the bottleneck."""
 STORM_CLIENTS = 1000
 
 
-def plan(p: Parts, clients: int, keys: int = 3, readings: int = READINGS) -> Plan:
-    backlog = readings // SIZE // clients
+def plan(broker: Mosquitto, clients: int, keys: int = 3, readings: int = READINGS, size: int = SIZE) -> Plan:
+    backlog = readings // size // clients
     return Plan(
-        brokers=[config.Mqtt(port=p.broker.port)], clients=clients, rate=0, seconds=0, size=SIZE, keys=keys, backlog=backlog,
+        brokers=[config.Mqtt(port=broker.port)], clients=clients, rate=0, seconds=0, size=size, keys=keys, backlog=backlog,
         window=max(16, 64 // clients),
     )  # fmt: skip
 
 
-def cost(p: Parts, wanted: Plan) -> dict[str, float]:
-    """s/M of server, broker and ClickHouse while a fleet delivers what it has encoded before."""
+def cost(watched: dict[str, Any], wanted: Plan) -> tuple[dict[str, float], float]:
+    """s/M of each part while a fleet delivers what it has encoded before, and the readings a second."""
     fleet = Fleet(wanted)
     fleet.prepare()
-    watched = {"server": p.stand.parts["server"], "broker": p.broker, "clickhouse": p.clickhouse}
     before = cpu(watched)
     result = fleet.run()
     time.sleep(2)  # merges of what came last
-    return {name: (after - before[name]) / result.readings * 1e6 for name, after in cpu(watched).items()}
+    after = cpu(watched)
+    return {name: (after[name] - before[name]) / result.readings * 1e6 for name in watched}, result.acked_per_s
 
 
 def growth(what: str, plans: dict[int, Plan], p: Parts) -> dict[int, dict[str, float]]:
     """Measures each plan twice, in turn, and takes the cheaper one: what disturbs only adds."""
-    cost(p, next(iter(plans.values())))  # warm
+    watched = {"server": p.stand.parts["server"], "broker": p.broker, "ClickHouse": p.clickhouse}
+    cost(watched, next(iter(plans.values())))  # warm
     found: dict[int, dict[str, float]] = {}
     for _ in range(2):
         for number, wanted in plans.items():
-            now = cost(p, wanted)
+            now, _ = cost(watched, wanted)
             if number not in found or sum(now.values()) < sum(found[number].values()):
                 found[number] = now
     for number, each in found.items():
         parts = ", ".join(f"{name} {seconds:.2f}" for name, seconds in each.items())
         row(f"{number:,} {what}: CPU", "-", f"{sum(each.values()):.2f} s/M ({parts})")
+    return found
+
+
+def within(what: str, found: dict[int, dict[str, float]]) -> None:
     ratio = max(sum(each.values()) for each in found.values()) / min(sum(each.values()) for each in found.values())
     row(f"… the most ÷ the least, of {what}", "≤ 1.3", f"{ratio:.2f}", ratio <= 1.3)
-    return found
 
 
 def by_clients() -> dict[int, dict[str, float]]:
     with fresh() as p:
-        accepting(p)
-        return growth("clients", {clients: plan(p, clients) for clients in (1, 10, 100, 1000)}, p)
+        accepting(p.stand)
+        found = growth("clients", {clients: plan(p.broker, clients) for clients in (1, 10, 100, 1000)}, p)
+        within("clients", found)
+        return found
 
 
 def by_series() -> dict[int, dict[str, float]]:
     with fresh() as p:
-        accepting(p)
-        return growth("series", {3 * keys: plan(p, 3, keys) for keys in (1, 10, 100, 1000)}, p)
+        accepting(p.stand)
+        found = growth("series", {3 * keys: plan(p.broker, 3, keys) for keys in (1, 10, 100, 1000)}, p)
+        within("series", found)
+        return found
 
 
-def accepting(p: Parts, *names: str) -> None:
+def by_batches() -> dict[int, dict[str, float]]:
+    with fresh() as p:
+        accepting(p.stand)
+        return growth("readings a batch", {size: plan(p.broker, 100, size=size) for size in SIZES}, p)
+
+
+def wire() -> dict[int, float]:
+    """Bytes a reading in the PUBLISH of a batch, by the batch's size."""
+    found = {}
+    for size in SIZES:
+        fleet = Fleet(Plan(brokers=[config.Mqtt()], clients=1, size=size, backlog=1))
+        fleet.prepare()
+        payload, _ = fleet._clients[0].ready[0]
+        batch = Batch(1, 1 << 62, 1, size, 0, None, payload)
+        properties = publish_properties(CONTENT_TYPE, InFlight(batch, date.today(), 0, True, 0.0, 0.0).properties())
+        found[size] = (len(payload) + len(properties.pack()) + len(topics.data(1000)) + 8) / size
+        row(f"batches of {size:,}: on the wire", "-", f"{found[size]:.1f} B a reading")
+    return found
+
+
+def one_shard() -> dict[int, dict[str, float]]:
+    """s/M of each part, and the rate, of one server with a shard of three replicas and a quorum of two."""
+    cluster, broker = Cluster(1, 3), Mosquitto()
+    found = {}
+    try:
+        cluster.start()
+        broker.start()
+        stand = Stand(broker, cluster.toml(quorum=2), "telemetry")
+        try:
+            accepting(stand)
+            watched = {"server": stand.parts["server"], "broker": broker, "ZooKeeper": cluster.zookeeper}
+            watched |= {f"replica {number}": node for number, node in enumerate(cluster.all, 1)}
+            cost(watched, plan(broker, 100, readings=READINGS // 4))  # warm
+            for size in (100, 500):
+                each, rate = cost(watched, plan(broker, 100, size=size))
+                found[size] = {**each, "rate": rate}
+                parts = ", ".join(f"{name} {seconds:.2f}" for name, seconds in each.items())
+                row(
+                    f"a shard of 3 replicas, quorum 2, batches of {size}: CPU",
+                    "-",
+                    f"{sum(each.values()):.2f} s/M ({parts})",
+                )
+                row("… all of them on these cores", "-", f"{rate:,.0f} /s")
+        finally:
+            stand.remove()
+    finally:
+        broker.remove()
+        cluster.remove()
+    return found
+
+
+def accepting(stand: Stand, *names: str) -> None:
     for name in names or ("server",):
-        server = p.stand.add_server(name)
+        server = stand.add_server(name)
         wait_for(lambda server=server: server.status().get("accepting"), 20, name)
 
 
@@ -114,8 +184,8 @@ def two_servers() -> dict[int, float]:
     for count in (1, 2):
         with fresh() as p:
             names = ["server", "server-2"][:count]
-            accepting(p, *names)
-            fleet = Fleet(plan(p, 100, readings=count * READINGS // 4))
+            accepting(p.stand, *names)
+            fleet = Fleet(plan(p.broker, 100, readings=count * READINGS // 4))
             fleet.prepare()
             with held([p.stand.parts[name].process.pid for name in names], HELD_TO):
                 rates[count] = fleet.run().acked_per_s
@@ -128,10 +198,10 @@ def two_servers() -> dict[int, float]:
 def storm() -> dict[str, float]:
     """Memory of a thousand clients, and what a restart of their broker costs."""
     with fresh() as p:
-        accepting(p)
+        accepting(p.stand)
         parts = {"server": p.stand.parts["server"], "broker": p.broker}
         empty = {name: measure.rss(part.process.pid) for name, part in parts.items()}
-        wanted = replace(plan(p, STORM_CLIENTS), rate=20.0, seconds=45.0, size=20, backlog=0, seed=1)
+        wanted = replace(plan(p.broker, STORM_CLIENTS), rate=20.0, seconds=45.0, size=20, backlog=0, seed=1)
         fleet = Fleet(wanted)
         done: list[object] = []
         thread = threading.Thread(target=lambda: done.append(fleet.run()))
@@ -155,9 +225,16 @@ def storm() -> dict[str, float]:
 
 
 def main() -> None:
-    found = {"clients": by_clients(), "series": by_series(), "servers": two_servers(), "storm": storm()}
+    clients, series, batches = by_clients(), by_series(), by_batches()
+    found = {
+        "clients": clients, "series": series, "batches": batches, "wire": wire(), "shard": one_shard(),
+        "servers": two_servers(), "storm": storm(),
+    }  # fmt: skip
     write("scale")
     Path("build/scale-figures.json").write_text(json.dumps(found, indent=1))
+    panels = {"clients, batches of 500": clients, "series, 3 clients, batches of 500": series}
+    plot.stacked("scale", "CPU-seconds a million readings", {**panels, "readings a batch, 100 clients": batches})
+    capacity.main()
 
 
 if __name__ == "__main__":
