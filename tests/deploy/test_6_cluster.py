@@ -1,6 +1,8 @@
-"""A ClickHouse cluster, two brokers and two servers (ansible/molecule/cluster): made, grown, and hosts that die."""
+"""A ClickHouse cluster, two brokers and servers, and HDFS (ansible/molecule/cluster): made, grown, and hosts that die."""
 
 from __future__ import annotations
+
+import json
 
 import pytest
 from lab import Lab, wait_for
@@ -9,9 +11,9 @@ from test_1_site import changed
 
 @pytest.fixture(scope="module")
 def cluster():
-    """One shard of two replicas and one edge; the others wait until they are wanted."""
+    """One shard of two replicas, one NameNode and one edge; the others wait until they are wanted."""
     made = Lab("cluster", {"edge1": 1}, subnet=214)
-    made.without = {"ch3", "ch4", "ch5", "edge2"}
+    made.without = {"ch3", "ch4", "ch5", "edge2", "hdfs2"}
     try:
         made.create()
         made.playbook("site.yml", name="cluster: site.yml on bare hosts")
@@ -64,6 +66,67 @@ def test_it_grows_by_a_replica(cluster):
     delivers(cluster, "edge1")
 
 
+ARCHIVE = (
+    "CREDENTIALS_DIRECTORY=/etc/skywave/credentials /opt/skywave/current/bin/skywave-archive {}"
+    " --config /etc/skywave/archive.toml --json"
+)
+
+
+def archive(cluster, words: str) -> dict:
+    return json.loads(cluster.run("core1", ARCHIVE.format(words)))
+
+
+def archive_is_good(cluster) -> bool:
+    return cluster.run("core1", f"{ARCHIVE.format('check')} && echo good", check=False).endswith("good\n")
+
+
+def namenodes(cluster) -> dict[str, str]:
+    """Each NameNode that answers, and what it is."""
+    script = (
+        "import json, sys, urllib.request\n"
+        "for host in sys.argv[1:]:\n"
+        "    url = f'http://{host}:9870/jmx?qry=Hadoop:service=NameNode,name=NameNodeStatus'\n"
+        "    try:\n"
+        "        print(host, json.load(urllib.request.urlopen(url, timeout=5))['beans'][0]['State'])\n"
+        "    except (OSError, LookupError):\n"
+        "        pass\n"
+    )
+    hosts = {cluster.address(host): host for host in ("hdfs1", "hdfs2") if host not in cluster.without}
+    found = dict(line.split() for line in cluster.python("core1", script, *hosts).splitlines())
+    return {hosts[address]: state for address, state in found.items()}
+
+
+def blocks_with_too_few_copies(cluster) -> int:
+    (active,) = (cluster.address(host) for host, state in namenodes(cluster).items() if state == "active")
+    script = (
+        "import json, sys, urllib.request\n"
+        "url = f'http://{sys.argv[1]}:9870/jmx?qry=Hadoop:service=NameNode,name=FSNamesystem'\n"
+        "found = json.load(urllib.request.urlopen(url, timeout=5))['beans'][0]\n"
+        "print(found['UnderReplicatedBlocks'] + found['PendingReplicationBlocks'])\n"
+    )
+    return int(cluster.python("core1", script, active))
+
+
+def test_a_second_namenode_takes_over_from_the_first(cluster):
+    before = archive(cluster, "export --open-day")["days"][0]["rows"]
+    assert before > 1000
+    grown(cluster, "hdfs2")
+    wait_for(lambda: sorted(namenodes(cluster).values()) == ["active", "standby"], 90, lambda: str(namenodes(cluster)))
+    wait_for(lambda: archive_is_good(cluster), 60, "the archive's check is good")
+    assert archive(cluster, "export --open-day")["days"][0]["rows"] > before
+    wait_for(lambda: blocks_with_too_few_copies(cluster) == 0, 90, "each block is on both DataNodes")
+    for units in ("hadoop-namenode hadoop-datanode", "hadoop-namenode"):  # there and back again
+        (dead,) = (host for host, state in namenodes(cluster).items() if state == "active")
+        cluster.run(dead, f"systemctl stop {units}")
+        wait_for(lambda: list(namenodes(cluster).values()) == ["active"], 60, lambda: str(namenodes(cluster)))
+        rows = archive(cluster, "export --open-day")["days"][0]["rows"]
+        assert rows > before
+        cluster.run(dead, f"systemctl start {units}")
+        wait_for(lambda: len(namenodes(cluster)) == 2, 60, lambda: str(namenodes(cluster)))
+        before = rows
+    assert archive(cluster, "verify --level rows")["good"] == 1
+
+
 def test_it_grows_by_a_shard_that_takes_new_clients(cluster):
     grown(cluster, "ch4", "ch5", "edge2")
     cluster.edges = {"edge1": 1, "edge2": 2}
@@ -95,6 +158,24 @@ def test_a_replica_and_then_a_broker_with_its_server_die(cluster):
     for host in cluster.edges:
         delivers(cluster, host)
     cluster.run("core1", "systemctl start mosquitto skywave-server")
+    assert cluster.assert_nothing_lost() > 5000
+
+
+def test_a_replica_that_lost_its_disk_is_rebuilt(cluster):
+    def rebuild(**how) -> str:
+        return cluster.playbook(
+            "rebuild.yml", "-e", f"rebuild={cluster.host('ch2')}", name="cluster: rebuild.yml", **how
+        )
+
+    assert "It has its tables" in rebuild(check=False)
+    cluster.run("ch2", "systemctl stop clickhouse-server && rm -rf /var/lib/clickhouse/*")
+    delivers(cluster, "edge1")
+    rebuild()
+    cluster.stop_sensors()
+    try:
+        wait_for(lambda: len(set(replicas(cluster, "s1"))) == 1 or None, 90, lambda: str(replicas(cluster, "s1")))
+    finally:
+        cluster.start_sensors()
     assert cluster.assert_nothing_lost() > 5000
 
 
