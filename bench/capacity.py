@@ -28,7 +28,7 @@ DAYS_KEPT = 30
 EXPORT_ROWS_PER_S = 2.39e6
 """Of one shard, by `make bench-archive` (docs/performance.md)."""
 NIGHT_S = 6 * 3600
-STORE_BYTES = 12.2
+STORE_BYTES = 12.8
 """A row in ClickHouse 18.16, by `make bench-alternatives`."""
 ARCHIVE_BYTES = 8.9
 """A row in HDFS, by `make bench-archive`: the sine."""
