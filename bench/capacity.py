@@ -48,7 +48,7 @@ def needs(found: dict, clients: int) -> dict[str, str]:
     replica = max(seconds for name, seconds in shard.items() if name.startswith("replica"))
     shards = {
         "CPU of its replicas": millions * replica / (CORES * BUSY),
-        "its INSERTs' turns": rate / (shard["rate"] / BUSY),
+        "its INSERTs' turns": rate / (shard["rate"] * BUSY),
         "its export in a night": rate * PER_DAY / (EXPORT_ROWS_PER_S * NIGHT_S),
         "its disks": rate * PER_DAY * DAYS_KEPT * STORE_BYTES / (DISK_TB * 0.8e12),
     }

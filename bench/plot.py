@@ -50,6 +50,7 @@ def bars(name: str, title: str, unit: str, groups: Mapping[str, Mapping[str, flo
     axis.set_yticks(ticks, list(groups))
     axis.invert_yaxis()
     axis.set_xscale("log")
+    axis.set_xlim(left=1)
     axis.set_xlabel(unit)
     axis.set_title(title)
     handles = dict(zip(*reversed(axis.get_legend_handles_labels()), strict=True))

@@ -270,14 +270,18 @@ def store() -> None:
 @store.command("migrate")
 @config_option
 def store_migrate(path: str) -> None:
-    """Make or upgrade the tables on every server that is there. Servers do this at their start as well."""
+    """Make or upgrade the tables on every server that is there. Servers do this at their start as well.
+
+    Then fills the table `arrivals` from what is stored, as is needed once after an upgrade from a release without it.
+    """
     from .server.store import open_shards, shard_names
 
     settings = config.load(path, config.Server).store
     for name, shard in zip(shard_names(settings) or ["store"], open_shards(settings), strict=True):
         shard.migrate()
+        days = sum(1 for _ in shard.note_all_arrivals())
         shard.close()
-        click.echo(f"{name}: tables are there")
+        click.echo(f"{name}: tables are there, with readings of {days} days")
 
 
 @store.command("rebuild")

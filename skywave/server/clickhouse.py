@@ -118,6 +118,7 @@ class ClickHouseStore(Store):
         if self._client is not None:
             self._client.disconnect()
         self._client = None
+        self._noted.clear()  # a server that died may have lost what it had not synced
 
     def _read(self, work: Any) -> Any:
         """Asks one replica after the other: one may be away, or behind what a quorum has (error 289)."""

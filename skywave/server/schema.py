@@ -8,8 +8,7 @@ from __future__ import annotations
 
 import re
 
-VERSION = 2
-"""1 had no ``arrivals``."""
+VERSION = 1
 
 READING_COLUMNS = ("client_id", "stream", "seq", "created_at", "data_key", "data_value", "received_at", "day")
 

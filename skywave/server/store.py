@@ -144,15 +144,11 @@ class Store(ABC):
 
     def _check_version(self) -> None:
         found = self.query(f"SELECT value FROM {self.database}.meta FINAL WHERE name = 'schema'")
-        version = int(found[0][0]) if found else 0
-        if version > schema.VERSION:
+        if found and int(found[0][0]) > schema.VERSION:
             raise StoreError(
-                f"the store has schema {version}, this version knows {schema.VERSION}", "Upgrade this server."
+                f"the store has schema {int(found[0][0])}, this version knows {schema.VERSION}", "Upgrade this server."
             )
-        if version == 1:
-            for (day,) in self.query(f"SELECT DISTINCT day FROM {self.database}.telemetry"):
-                self.note_arrivals(f"{self.database}.telemetry", as_date(day))
-        if version < schema.VERSION:
+        if not found:
             row = ("schema", str(schema.VERSION), int(time.time()))
             self.insert_rows("meta", ("name", "value", "at"), [row])
 
@@ -190,6 +186,12 @@ class Store(ABC):
             f"INSERT INTO {self.database}.arrivals (created_day, day)"
             f" SELECT DISTINCT {schema.created_day('created_at')}, day FROM {table} WHERE day = '{day}'"
         )
+
+    def note_all_arrivals(self) -> Iterator[date]:
+        """The same for all that is stored, day by day: for what came before there was such a table."""
+        for (value,) in self.query(f"SELECT DISTINCT day FROM {self.database}.telemetry ORDER BY day"):
+            self.note_arrivals(f"{self.database}.telemetry", as_date(value))
+            yield as_date(value)
 
     def reject(self, rows: Sequence[Rejected]) -> None:
         """Commits poison; the same message again changes nothing."""

@@ -35,6 +35,9 @@ CLUSTER: dict[str, Aim] = {
 """The faults of a cluster; those of the other parts are as in the single system."""
 
 
+CALL_S = 180
+
+
 class Archiving:
     """Exports the open day into HDFS again and again, and in the end every day."""
 
@@ -53,11 +56,14 @@ class Archiving:
     def stop(self) -> None:
         self._over.set()
         if self._thread.is_alive():
-            self._thread.join(120)
+            self._thread.join(CALL_S + 20)
 
     def _run(self) -> None:
         while not self._over.wait(2):
-            code, said = self.call("export", "--open-day")
+            try:
+                code, said = self.call("export", "--open-day")
+            except subprocess.TimeoutExpired:
+                code, said = -1, f"it took more than {CALL_S} s"
             self.exports += code == 0
             self.postponed += code == 75
             if code not in (0, 75):
@@ -67,18 +73,20 @@ class Archiving:
         command, *rest = words
         ended = subprocess.run(
             [sys.executable, "-m", "skywave_archive", command, "--config", str(self.config), "--json", *rest],
-            capture_output=True, text=True, timeout=180, check=False,
+            capture_output=True, text=True, timeout=CALL_S, check=False,
             env={**os.environ, **faked(), "FAKETIME": offset},
         )  # fmt: skip
         return ended.returncode, ended.stdout if ended.returncode == 0 else ended.stdout + ended.stderr
 
     def finish(self) -> int:
         """Exports all days, when the last of them is over; the rows that the archive then has, each looked at."""
-        for words in (("export",), ("verify", "--level", "rows")):
+        if not self.exports:
+            self.wrong.append(f"no export came through, {self.postponed} were postponed")
+        for words in (("export",), ("verify", "--level", "rows"), ("list",)):
             code, said = self.call(*words, offset="+3d")
-            assert code == 0, f"{words}: {code} {said}"
-        code, said = self.call("list", offset="+3d")
-        assert code == 0, said
+            if code:
+                self.wrong.append(f"{words}: {code} {said[-1500:]}")
+                return 0
         return sum(day["rows"] for day in json.loads(said)["days"] if day["table"] == "telemetry")
 
 
@@ -117,10 +125,8 @@ class ClusterWorld(World):
         super().settle(seconds)
         self.archiving.stop()
 
-    def archived(self) -> int:
-        assert self.archiving.exports > 0, f"{self.archiving.postponed} exports were postponed, none came through"
-        assert not self.archiving.wrong, "\n".join(self.archiving.wrong)
-        return self.archiving.finish()
+    def archived(self) -> tuple[int, list[str]]:
+        return self.archiving.finish(), self.archiving.wrong
 
     def close(self, keep: bool = False) -> None:
         if hasattr(self, "archiving"):

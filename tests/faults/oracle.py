@@ -74,8 +74,11 @@ def judge(world: World) -> Verdict:
         verdict.wrong.append(f"audit: {account.total('rejected')} good readings rejected")
     if account.total("pending"):
         verdict.wrong.append(f"audit: {account.total('pending')} pending, the outboxes are empty")
-    if (archived := world.archived()) not in (None, len(rows)):
-        verdict.wrong.append(f"the archive has {archived} readings, the table {len(rows)}")
+    if archived := world.archived():
+        count, wrong = archived
+        verdict.wrong += wrong
+        if count != len(rows):
+            verdict.wrong.append(f"the archive has {count} readings, the table {len(rows)}")
     return verdict
 
 

@@ -260,8 +260,8 @@ class World:
         """The final store, or each of its shards."""
         return [self.store()]
 
-    def archived(self) -> int | None:
-        """How many readings the archive has, if there is one."""
+    def archived(self) -> tuple[int, list[str]] | None:
+        """How many readings the archive has, if there is one, and what went wrong there."""
         return None
 
     def _supervise(self) -> None:
