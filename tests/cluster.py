@@ -55,13 +55,15 @@ class Replica(ClickHouse):
 
     def start(self) -> None:
         """Again and again, as systemd does: without ZooKeeper it may end at its start."""
-        for left in range(30, -1, -1):
+        until = time.monotonic() + 120
+        while True:
             try:
                 super().start()
                 return
-            except AssertionError:
-                if not left:
-                    raise
+            except AssertionError as error:
+                if time.monotonic() > until:
+                    errors = (self.folder / "error.log").read_text(errors="replace")
+                    raise AssertionError(f"{error}\n{errors[-3000:]}") from error
                 time.sleep(1)
 
 

@@ -69,12 +69,12 @@ class Archiving:
             if code not in (0, 75):
                 self.wrong.append(f"export ended with {code}: {said[-1500:]}")
 
-    def call(self, *words: str, offset: str = "+0") -> tuple[int, str]:
+    def call(self, *words: str, offset: str = "") -> tuple[int, str]:
         command, *rest = words
         ended = subprocess.run(
             [sys.executable, "-m", "skywave_archive", command, "--config", str(self.config), "--json", *rest],
             capture_output=True, text=True, timeout=CALL_S, check=False,
-            env={**os.environ, **faked(), "FAKETIME": offset},
+            env={**os.environ, **({**faked(), "FAKETIME": offset} if offset else {})},
         )  # fmt: skip
         return ended.returncode, ended.stdout if ended.returncode == 0 else ended.stdout + ended.stderr
 
