@@ -61,6 +61,7 @@ class Replica(ClickHouse):
                 super().start()
                 return
             except AssertionError as error:
+                self.kill()  # it may live, and wait for a frozen ZooKeeper
                 if time.monotonic() > until:
                     errors = (self.folder / "error.log").read_text(errors="replace")
                     raise AssertionError(f"{error}\n{errors[-3000:]}") from error
