@@ -7,8 +7,7 @@ prints the table again.
 from __future__ import annotations
 
 import json
-import math
-from collections.abc import Callable
+from math import ceil
 from pathlib import Path
 
 from report import table
@@ -21,8 +20,8 @@ BUSY = 0.5
 """No core is planned to be busier than this on the average."""
 CORES = 16
 """Of a ClickHouse host."""
-DISK_TB = 16.0
-"""Of a ClickHouse host and of a DataNode, of which 80 % are used."""
+DISK_TB = 0.8 * 16
+"""Of a ClickHouse host and of a DataNode: 80 % of 16 TB."""
 DAYS_KEPT = 30
 """In ClickHouse; HDFS keeps everything."""
 EXPORT_ROWS_PER_S = 2.39e6
@@ -46,18 +45,19 @@ def needs(found: dict, clients: int) -> dict[str, str]:
     shard = found["shard"][str(BATCH)]
     storm = found["storm"]
     replica = max(seconds for name, seconds in shard.items() if name.startswith("replica"))
-    shards = {
+    kept_tb = rate * PER_DAY * DAYS_KEPT * STORE_BYTES / 1e12
+    wanted = {
         "CPU of its replicas": millions * replica / (CORES * BUSY),
         "its INSERTs' turns": rate / (shard["rate"] * BUSY),
         "its export in a night": rate * PER_DAY / (EXPORT_ROWS_PER_S * NIGHT_S),
-        "its disks": rate * PER_DAY * DAYS_KEPT * STORE_BYTES / (DISK_TB * 0.8e12),
+        "its disks": kept_tb / DISK_TB,
     }
-    limit = max(shards, key=shards.__getitem__)
+    limit = max(wanted, key=wanted.__getitem__)
+    shards = max(1, ceil(wanted[limit]))
     archive_tb = rate * PER_DAY * 365 * ARCHIVE_BYTES * COPIES / 1e12
     wire = found["wire"][str(BATCH)] * TCP
-    up: Callable[[float], int] = math.ceil
-    brokers = max(2, up(millions * costs["broker"] / BUSY))
-    servers = max(2, up(millions * shard["server"] / BUSY))
+    brokers = max(2, ceil(millions * costs["broker"] / BUSY))
+    servers = max(2, ceil(millions * shard["server"] / BUSY))
     return {
         "readings a second": f"{rate:,}",
         "messages a second": f"{rate // BATCH:,}",
@@ -67,12 +67,12 @@ def needs(found: dict, clients: int) -> dict[str, str]:
         "… memory for connections": f"{clients / 1000 * storm['broker_bytes'] / 2**20:,.0f} MB in all",
         "servers (one core each)": f"{servers} ({millions * shard['server']:.2f} cores busy)",
         "… memory for clients": f"{clients / 1000 * storm['server_bytes'] / 2**20:,.0f} MB each",
-        "shards of 3 replicas": f"{max(1, up(shards[limit]))} ({limit})",
-        "… cores busy in each replica": f"{millions * replica / max(1, up(shards[limit])):.2f}",
-        f"ClickHouse, {DAYS_KEPT} days": f"{rate * PER_DAY * DAYS_KEPT * STORE_BYTES * 3 / 1e12:,.1f} TB",
+        "shards of 3 replicas": f"{shards} ({limit})",
+        "… cores busy in each replica": f"{millions * replica / shards:.2f}",
+        f"ClickHouse, {DAYS_KEPT} days": f"{kept_tb * COPIES:,.1f} TB",
         "HDFS a year": f"{archive_tb:,.0f} TB",
-        "DataNodes after a year": f"{max(3, up(archive_tb / (DISK_TB * 0.8)))}",
-        "a night's export, a shard": f"{rate * PER_DAY / max(1, up(shards[limit])) / EXPORT_ROWS_PER_S / 3600:.1f} h",
+        "DataNodes after a year": f"{max(3, ceil(archive_tb / DISK_TB))}",
+        "a night's export, a shard": f"{rate * PER_DAY / shards / EXPORT_ROWS_PER_S / 3600:.1f} h",
     }
 
 

@@ -20,6 +20,7 @@ from parts import ClickHouse
 from report import row, write
 
 from skywave import config
+from skywave.server.schema import DAY_US, created_day
 from skywave.server.store import Store, open_store
 
 ROWS = int(sys.argv[1]) if len(sys.argv) > 1 else 100_000_000
@@ -30,14 +31,13 @@ LATE = 0.05
 TITLES = {False: "all in time", True: f"{LATE:.0%} late"}
 CLIENT, MIDDLE = 7, 12
 COLUMNS = "client_id, stream, seq, created_at, data_key, data_value, received_at, day"
-_DAY_US = 86_400_000_000
 
 
 def fill(store: Store, late: bool) -> None:
     """``ROWS`` rows, day by day and in the order of the sort key, and the same in the other table."""
     series = ROWS // DAYS // (CLIENTS * KEYS)  # readings of one series on one day
     per_day = series * CLIENTS * KEYS
-    step = _DAY_US // series
+    step = DAY_US // series
     # What is inserted for a day is one block in the order of its number, and so one part.
     for setting in (
         f"min_insert_block_size_rows = {per_day}",
@@ -47,9 +47,9 @@ def fill(store: Store, late: bool) -> None:
     ):
         store.query(f"SET {setting}")
     for number in range(DAYS):
-        begin = BEGIN + number * _DAY_US
+        begin = BEGIN + number * DAY_US
         own = f"toInt64({begin} + number % {series} * {step} + rand(1) % {step})"
-        behind = f"toInt64(rand(2) / 4294967295 * {_DAY_US * 10})"
+        behind = f"toInt64(rand(2) / 4294967295 * {DAY_US * 10})"
         is_late = f"intHash32(number) % 1000 < {LATE * 1000:.0f}"
         ways = [(own, f"NOT {is_late}"), (f"{own} - {behind}", is_late)] if late else [(own, "1")]
         for created_at, where in ways:
@@ -66,9 +66,7 @@ def fill(store: Store, late: bool) -> None:
             f"INSERT INTO bench.by_created ({COLUMNS}) SELECT {COLUMNS} FROM bench.telemetry WHERE day = '{day}'"
         )
         progress(f"day {number + 1} of {DAYS}, by the day of the reading")
-    store.query(
-        "INSERT INTO bench.arrivals SELECT DISTINCT day, toDate(intDiv(created_at, 86400000000)) FROM bench.telemetry"
-    )
+    store.query(f"INSERT INTO bench.arrivals SELECT DISTINCT day, {created_day('created_at')} FROM bench.telemetry")
     for table in ("telemetry", "by_created"):
         for (partition,) in store.query(
             f"SELECT partition FROM system.parts WHERE active AND database = 'bench' AND table = '{table}'"
@@ -90,7 +88,7 @@ def _literal(partition: bytes) -> str:
 
 def questions() -> Iterator[tuple[str, dict[str, str]]]:
     """Each question, with a statement for each way to ask it."""
-    since, until = BEGIN + MIDDLE * _DAY_US, BEGIN + (MIDDLE + 1) * _DAY_US
+    since, until = BEGIN + MIDDLE * DAY_US, BEGIN + (MIDDLE + 1) * DAY_US
     day = FIRST + timedelta(MIDDLE)
     span = f"created_at >= {since} AND created_at < {until}"
     arrivals = f"day IN (SELECT day FROM bench.arrivals WHERE created_day = '{day}')"

@@ -91,13 +91,8 @@ def client_load(p: Parts, rate: float, seconds: float, extra: str = "") -> dict[
     p.stand.add_server()
     client = p.stand.add_client(1, p.outbox, rate=rate, extra=extra, interval=5)
     time.sleep(5)
-    watched = {"client": client, "postgres": p.postgres}
-    before, status, began, bytes_before = (
-        cpu(watched),
-        client.status(),
-        time.monotonic(),
-        measure.written(p.postgres.process.pid),
-    )
+    watched, database = {"client": client, "postgres": p.postgres}, p.postgres.process.pid
+    before, status, began, bytes_before = cpu(watched), client.status(), time.monotonic(), measure.written(database)
     time.sleep(seconds)
     after, end, elapsed = cpu(watched), client.status(), time.monotonic() - began
     acked = end["acked_readings"] - status["acked_readings"]
@@ -107,7 +102,7 @@ def client_load(p: Parts, rate: float, seconds: float, extra: str = "") -> dict[
         "client_core": (after["client"] - before["client"]) / elapsed * 100,
         "rss_mb": end["rss_bytes"] / 2**20,
         "commits_per_s": (end["commits"] - status["commits"]) / elapsed,
-        "bytes_per_reading": (measure.written(p.postgres.process.pid) - bytes_before) / acked,
+        "bytes_per_reading": (measure.written(database) - bytes_before) / acked,
     }
 
 

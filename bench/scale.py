@@ -70,9 +70,16 @@ def growth(what: str, plans: dict[int, Plan], p: Parts) -> dict[int, dict[str, f
             if number not in found or sum(now.values()) < sum(found[number].values()):
                 found[number] = now
     for number, each in found.items():
-        parts = ", ".join(f"{name} {seconds:.2f}" for name, seconds in each.items())
-        row(f"{number:,} {what}: CPU", "-", f"{sum(each.values()):.2f} s/M ({parts})")
+        cost_row(f"{number:,} {what}", each)
     return found
+
+
+def cost_row(what: str, each: dict[str, float]) -> None:
+    row(f"{what}: CPU", "-", f"{sum(each.values()):.2f} s/M ({listed(each)})")
+
+
+def listed(each: dict[str, float]) -> str:
+    return ", ".join(f"{name} {value:.2f}" for name, value in each.items())
 
 
 def within(what: str, found: dict[int, dict[str, float]]) -> None:
@@ -82,8 +89,7 @@ def within(what: str, found: dict[int, dict[str, float]]) -> None:
     ratio = sum(most.values()) / sum(least.values())
     title = f"{max(found):,} ÷ {min(found)} {what}"
     row(f"… {title}, all together", "≤ 1.3", f"{ratio:.2f}", ratio <= 1.3)
-    parts = ", ".join(f"{name} {value:.2f}" for name, value in each.items())
-    row(f"… {title}, each", "≤ 1.3", parts, max(each.values()) <= 1.3)
+    row(f"… {title}, each", "≤ 1.3", listed(each), max(each.values()) <= 1.3)
 
 
 def by_clients() -> dict[int, dict[str, float]]:
@@ -140,12 +146,7 @@ def one_shard() -> dict[int, dict[str, float]]:
             for size in (100, 500):
                 each, rate = cost(watched, plan(broker, 100, size=size))
                 found[size] = {**each, "rate": rate}
-                parts = ", ".join(f"{name} {seconds:.2f}" for name, seconds in each.items())
-                row(
-                    f"a shard of 3 replicas, quorum 2, batches of {size}: CPU",
-                    "-",
-                    f"{sum(each.values()):.2f} s/M ({parts})",
-                )
+                cost_row(f"a shard of 3 replicas, quorum 2, batches of {size}", each)
                 row("… all of them on these cores", "-", f"{rate:,.0f} /s")
         finally:
             stand.remove()

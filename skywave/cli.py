@@ -269,19 +269,22 @@ def store() -> None:
 
 @store.command("migrate")
 @config_option
-def store_migrate(path: str) -> None:
-    """Make or upgrade the tables on every server that is there. Servers do this at their start as well.
-
-    Then fills the table `arrivals` from what is stored, as is needed once after an upgrade from a release without it.
-    """
+@click.option(
+    "--fill-arrivals",
+    is_flag=True,
+    help="Then read all that is stored, and fill the table `arrivals`: once after an upgrade from a release without it.",
+)
+def store_migrate(path: str, fill_arrivals: bool) -> None:
+    """Make or upgrade the tables on every server that is there. Servers do this at their start as well."""
     from .server.store import open_shards, shard_names
 
     settings = config.load(path, config.Server).store
     for name, shard in zip(shard_names(settings) or ["store"], open_shards(settings), strict=True):
         shard.migrate()
-        days = sum(1 for _ in shard.note_all_arrivals())
+        click.echo(f"{name}: tables are there")
+        for day in shard.note_all_arrivals() if fill_arrivals else ():
+            click.echo(f"{name}: arrivals of {day} are filled")
         shard.close()
-        click.echo(f"{name}: tables are there, with readings of {days} days")
 
 
 @store.command("rebuild")

@@ -16,6 +16,7 @@ from skywave import config
 from skywave.audit import audit
 from skywave.errors import StoreError, StoreUnavailable
 from skywave.messages import Dropped, Produced
+from skywave.server.schema import DAY_US
 from skywave.server.store import Block, Probe, Rejected, as_column, as_date, open_store
 
 DAY = date(2026, 11, 24)
@@ -99,7 +100,6 @@ def arrivals(store, day):
     return [as_date(value) for (value,) in rows]
 
 
-DAY_US = 86_400_000_000
 MADE = date(2023, 11, 14)  # the date of AT
 
 

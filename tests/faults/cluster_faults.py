@@ -36,6 +36,7 @@ CLUSTER: dict[str, Aim] = {
 
 
 CALL_S = 180
+"""What a command of the archive may take."""
 
 
 class Archiving:
@@ -145,8 +146,6 @@ def _replica(world: World, rng: random.Random) -> tuple[Replica, None]:
 _part("replica", "replica", _replica, 15, CLUSTER)
 _part("zookeeper", "zookeeper", lambda world, _: (world.cluster.zookeeper, None), 15, CLUSTER)
 _part("second broker", "second broker", lambda world, _: (world.second, None), 15, CLUSTER)
-
-
 _part("datanode", "DataNode", lambda world, rng: (rng.choice(world.hdfs.datanodes), None), 12, CLUSTER)
 
 

@@ -1,4 +1,4 @@
-"""A seeded selection of what `make soak` does for hours: every kind of fault, on the whole system."""
+"""A seeded selection of what ``make soak`` does for hours: every kind of fault, on the whole system."""
 
 from __future__ import annotations
 
