@@ -23,6 +23,7 @@ from .server.store import Store
 
 SLICE = 5_000_000
 """Numbers of a stream that are looked at in one query, so that memory stays bounded."""
+TABLES = ("telemetry", "rejected", "streams", "dropped", "expired")
 MAX_RANGES = 1000
 
 
@@ -84,7 +85,7 @@ class Account:
 def audit_shards(stores: Sequence[Store], client_id: int | None = None) -> Account:
     """The account over all shards of a cluster, whose connections it closes. Raises ``StoreUnavailable``."""
     try:
-        accounts = [audit(store, client_id) for store in stores]
+        accounts = [store.read_whole(TABLES, lambda store=store: audit(store, client_id)) for store in stores]  # type: ignore[misc]
     finally:
         for store in stores:
             store.close()

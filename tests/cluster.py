@@ -112,7 +112,8 @@ class Cluster:
         """True if the node has all that its shard has, and all of the shard's replicas work."""
         with closing(open_store(config.Store(port=node.port, database=database))) as store:
             rows = store.query(
-                f"SELECT is_readonly, queue_size, active_replicas FROM system.replicas WHERE database = '{database}'"
+                "SELECT is_readonly OR absolute_delay > 1000000000, queue_size, active_replicas FROM system.replicas"
+                f" WHERE database = '{database}'"
             )
         return len(rows) == 7 and all(row == (0, 0, len(self.nodes[0])) for row in rows)
 

@@ -69,11 +69,15 @@ ACCOUNTS = (
 def read_store(store: Store, table: AccountTable) -> list[Row]:
     """A table's rows as the store has them."""
     sql = f"SELECT {', '.join(table.columns)} FROM {store.database}.{table.name} FINAL"
-    rows: list[Row] = []
-    for batch in store.stream(sql):
-        cast = pa.Table.from_batches([batch]).cast(table.schema)
-        rows += zip(*(column.to_pylist() for column in cast.columns), strict=True)
-    return rows
+
+    def read() -> list[Row]:
+        rows: list[Row] = []
+        for batch in store.stream(sql):
+            cast = pa.Table.from_batches([batch]).cast(table.schema)
+            rows += zip(*(column.to_pylist() for column in cast.columns), strict=True)
+        return rows
+
+    return store.read_whole([table.name], read)
 
 
 def read_archive(archive: Archive, table: AccountTable) -> list[Row]:

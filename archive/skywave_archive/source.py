@@ -88,11 +88,12 @@ class Shard:
             raise SchemaChanged(
                 f"{self._table(table)} is missing on shard {self.name}", "Start its server once: it makes it."
             )
-        rows = self.store.query(
+        sql = (
             "SELECT partition, max(max_block_number) FROM system.parts"
             f" WHERE active AND database = '{database}' AND table = '{table.name}' AND rows > 0"
             " GROUP BY partition ORDER BY partition"
         )
+        rows = self.store.read_whole([table.name], lambda: self.store.query(sql))
         return {date.fromisoformat(text(day)): f"{int(made[0][0])}:{int(block)}" for day, block in rows}
 
     def marker(self, table: Table, day: date) -> str:
@@ -118,16 +119,14 @@ class Shard:
 
     def count_digest(self, table: Table, day: date, clients: Clients | None = None) -> tuple[int, int]:
         """Rows and digest of a day."""
-        self.sync_replica(table)
-        rows, total = self.store.query(
-            f"SELECT {table.digest_sql} FROM {self._table(table)} FINAL WHERE {_on(day, clients)}"
-        )[0]
+        sql = f"SELECT {table.digest_sql} FROM {self._table(table)} FINAL WHERE {_on(day, clients)}"
+        rows, total = self.store.read_whole([table.name], lambda: self.store.query(sql))[0]
         return int(rows), int(total)
 
     def rows(self, table: Table, day: date, clients: Clients | None = None) -> Iterator[pa.RecordBatch]:
         """A day's rows, sorted as the table, as batches of the table's columns."""
         self.check_columns(table)
-        self.sync_replica(table)
+        self.store.read_whole([table.name], lambda: None)  # the stream comes from the replica that is asked now
         columns = ", ".join(table.columns)
         # 18.16's FINAL is one merged stream in the table's order; current engines split it unless told to sort.
         order = f" ORDER BY {', '.join(table.identity)}" if self.store.modern else ""
@@ -138,14 +137,6 @@ class Shard:
             f"SELECT {columns} FROM {self._table(table)} FINAL WHERE {_on(day, clients)}{order} SETTINGS {settings}"
         ):
             yield batch.cast(table.schema)
-
-    def sync_replica(self, table: Table) -> None:
-        """Waits until this replica has what the others have; nothing to do for a table that is not replicated."""
-        engine = self.store.query(
-            f"SELECT engine FROM system.tables WHERE database = '{self.store.database}' AND name = '{table.name}'"
-        )
-        if engine and text(engine[0][0]).startswith("Replicated"):
-            self.store.query(f"SYSTEM SYNC REPLICA {self._table(table)}")
 
     def replica_lag(self) -> int | None:
         """Seconds by which the most delayed table of this replica is behind; None if nothing is replicated."""

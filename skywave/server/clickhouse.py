@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import logging
-from collections.abc import Iterator, Sequence
-from typing import Any
+import time
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, TypeVar
 
 import numpy as np
 import pyarrow as pa
@@ -14,7 +15,7 @@ from clickhouse_driver import Client, errors
 from .. import config
 from ..errors import StoreBusy, StoreUnavailable
 from . import schema
-from .store import Store
+from .store import Store, quote
 
 MODERN_SINCE = (21, 11)
 MAX_BLOCK_ROWS = 1 << 20
@@ -23,6 +24,9 @@ UNSATISFIED_QUORUM = 286
 UNSATISFIED_QUORUM_FOR_PREVIOUS_WRITE)."""
 # Settings that current engines need and 18.16 does not know: an INSERT must be one part, at once.
 _MODERN_SETTINGS = {"async_insert": 0, "insert_quorum_parallel": 0}
+NEVER_LOOKED_S = 1_000_000_000
+"""A replica that has not read its shard's log since it started says that it is behind by all of the time since 1970."""
+T = TypeVar("T")
 log = logging.getLogger(__name__)
 logging.getLogger("clickhouse_driver").setLevel(logging.ERROR)
 
@@ -58,7 +62,7 @@ class ClickHouseStore(Store):
 
     def stream(self, sql: str) -> Iterator[pa.RecordBatch]:
         """See ``Store.stream``."""
-        reader = self._read(lambda client: client.query_arrow_stream(sql, field_metadata=False))
+        reader = self._run(lambda client: client.query_arrow_stream(sql, field_metadata=False))
         while (batch := self._run(lambda _: next(reader, None))) is not None:
             yield batch
 
@@ -92,6 +96,66 @@ class ClickHouseStore(Store):
                 failed = error
         assert failed
         raise failed
+
+    def read_whole(self, tables: Sequence[str], work: Callable[[], T]) -> T:
+        """See ``Store.read_whole``. A replica that came back, or came new, answers with what it has so far: sequential
+        consistency asks only for the newest part of each partition, and the older ones may come after it."""
+        for left in reversed(range(self.replicas)):
+            at, self._fixed = self._at, True
+            try:
+                self._wait_until_whole(tables)
+                return work()
+            except StoreUnavailable:
+                if not left:
+                    raise
+                self._go_to((at + 1) % self.replicas)
+            finally:
+                self._fixed = False
+        raise AssertionError("there is at least one replica")
+
+    def _wait_until_whole(self, tables: Sequence[str]) -> None:
+        """Returns when this replica has read its shard's log so far, and has fetched each part that is named there.
+        SYSTEM SYNC REPLICA would wait for merges as well, which take hours in large tables."""
+        of_tables = f"database = '{self.database}' AND table IN ({', '.join(map(quote, tables))})"
+        until = time.monotonic() + self.settings.timeout
+        goal: dict[bytes, int] = {}
+        missing: set[bytes] | None = None
+        while True:
+            states = self.query(
+                f"SELECT table, is_readonly OR absolute_delay > {NEVER_LOOKED_S}, toUInt64(log_pointer),"
+                f" toUInt64(log_max_index), zookeeper_path FROM system.replicas WHERE {of_tables}"
+            )
+            goal = goal or {table: last for table, _, _, last, _ in states}
+            behind = {
+                table
+                for table, blind, pointer, _, path in states
+                if blind or (pointer <= goal.get(table, 0) and (pointer or self._has_log(path)))
+            }
+            if not behind:
+                queue = {
+                    table + b" " + part
+                    for table, part in self.query(
+                        "SELECT table, new_part_name FROM system.replication_queue"
+                        f" WHERE {of_tables} AND type NOT IN ('MERGE_PARTS', 'MUTATE_PART')"
+                    )
+                }
+                missing = queue if missing is None else missing & queue
+                if not missing:
+                    return
+            if time.monotonic() > until:
+                host, port = self._addresses[self._at]
+                lacks = [f"parts of {table.decode()}" for table in behind] or [part.decode() for part in missing or ()]
+                raise StoreUnavailable(
+                    f"clickhouse: {host}:{port} has not all that its shard has: {', '.join(sorted(lacks)[:5])}",
+                    "Wait for it; system.replicas and system.replication_queue there tell what holds it up.",
+                )
+            time.sleep(0.1)
+
+    def _has_log(self, path: bytes) -> bool:
+        """False if nothing was ever written to a table, whose last entry then seems to be number 0."""
+        return bool(
+            self.query(f"SELECT count() FROM system.zookeeper WHERE path = {quote(path.decode() + '/log')}")[0][0]
+        )
 
     def everywhere(self, statements: Sequence[str]) -> list[str]:
         """See ``Store.everywhere``."""

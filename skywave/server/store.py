@@ -15,7 +15,7 @@ from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import date
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 import pyarrow as pa
@@ -27,6 +27,7 @@ from ..messages import Dropped, Produced
 from . import schema
 
 LOOK_UP_AT_ONCE = 1000
+T = TypeVar("T")
 
 _TYPES: dict[str, Any] = {
     "client_id": np.uint32, "stream": np.uint64, "seq": np.uint64, "first_seq": np.uint64, "last_seq": np.uint64,
@@ -107,6 +108,10 @@ class Store(ABC):
 
     replicas = 1
     """How many servers can be asked in turn."""
+
+    def read_whole(self, tables: Sequence[str], work: Callable[[], T]) -> T:  # noqa: ARG002
+        """What ``work`` returns, which reads ``tables`` from one replica that has all that its shard has."""
+        return work()
 
     def everywhere(self, statements: Sequence[str]) -> list[str]:
         """Runs the statements on every replica; returns which did not do them all, and why."""

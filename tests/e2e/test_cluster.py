@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import time
+from datetime import date
 
+import numpy as np
 import pytest
 from cluster import Cluster
 from parts import running, wait_for
 from stand import Stand, delivers
 
 from skywave import config
-from skywave.server.store import open_store
+from skywave.audit import audit_shards
+from skywave.messages import Produced
+from skywave.server.clickhouse import ClickHouseStore
+from skywave.server.store import Block, open_store
 
 
 @pytest.fixture(scope="module")
@@ -74,6 +79,42 @@ def each(port: int, stand: Stand) -> list[tuple]:
         return store.query(f"SELECT stream, seq, data_value FROM {store.database}.telemetry FINAL")
     finally:
         store.close()
+
+
+def test_a_replica_that_lacks_older_parts_is_not_taken_for_the_whole_shard(cluster, database):
+    nodes = cluster.nodes[0]
+
+    def asked_first(at: int) -> ClickHouseStore:
+        addresses = ", ".join(f"127.0.0.1:{node.port}" for node in (*nodes[at:], *nodes[:at]))
+        return ClickHouseStore(config.Store(database=database, quorum=2, timeout=4.0), config.Shard(replicas=addresses))
+
+    behind, other = asked_first(0), asked_first(1)
+    count = f"SELECT count() FROM {database}.telemetry"
+    try:
+        other.migrate()
+        behind.query(f"SYSTEM STOP FETCHES {database}.telemetry")
+        other.insert_readings(block(first=1, count=100))
+        behind.insert_readings(block(first=101, count=10))  # so it has the newest part, and not the one before
+        other.record_streams([(1, Produced(7, 110, 0), 0)], 1)
+        assert behind.query(count) == [(10,)], "sequential consistency alone does not see what is missing"
+        assert behind.read_whole(["telemetry"], lambda: behind.query(count)) == [(110,)]
+        account = audit_shards([asked_first(0)])
+        assert (account.total("stored"), account.total("missing")) == (110, 0)
+        first = asked_first(0)
+        first.query(f"SYSTEM START FETCHES {database}.telemetry")
+        assert first.read_whole(["telemetry"], lambda: (first._at, first.query(count))) == (0, [(110,)]), "waits for it"
+        first.close()
+    finally:
+        behind.close()
+        other.close()
+
+
+def block(first: int, count: int) -> Block:
+    seq = np.arange(first, first + count, dtype=np.uint64)
+    return Block(
+        np.full(count, 1, np.uint32), np.full(count, 7, np.uint64), seq, np.full(count, time.time_ns() // 1000), [b"key"],
+        np.zeros(count, np.int32), seq.astype(np.float64), np.zeros(count, np.int64), date.today(),
+    )  # fmt: skip
 
 
 def test_a_lost_shard_stops_only_its_own_clients(clustered, cluster):

@@ -38,10 +38,12 @@ def judge(world: World) -> Verdict:
     verdict = Verdict()
     rows, dropped = [], []
     for store in world.stores():
-        rows += store.query(
+        readings = (
             "SELECT client_id, data_key, data_value, stream, seq FROM telemetry.telemetry FINAL WHERE client_id < 900"
         )
-        dropped += store.query("SELECT client_id, stream, first_seq, last_seq FROM telemetry.dropped FINAL")
+        losses = "SELECT client_id, stream, first_seq, last_seq FROM telemetry.dropped FINAL"
+        rows += store.read_whole(["telemetry"], lambda store=store, sql=readings: store.query(sql))
+        dropped += store.read_whole(["dropped"], lambda store=store, sql=losses: store.query(sql))
         store.close()
     account = audit_shards(world.stores())
     stored: dict[int, Counter[float]] = {edge.client_id: Counter() for edge in world.edges}
