@@ -9,14 +9,17 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import os
 import random
+import select
 import socket
 import ssl
 import threading
 import time
+import weakref
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import paho.mqtt.client as paho
 from paho.mqtt.enums import CallbackAPIVersion
@@ -36,6 +39,9 @@ STEADY_S = 5.0
 LAST_WORDS_S = 1.0
 RECEIVE_MAXIMUM = 1000
 """Without it Mosquitto keeps only 20 messages in flight to a subscriber."""
+PACKETS_A_TURN = 100
+READ_AHEAD_BYTES = 1 << 16
+WRITE_TOGETHER_BYTES = 1 << 16
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,6 +109,8 @@ class Link:
         self.connected = False
         self.connected_at = 0.0
         self.last_error = ""
+        self._wake = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
+        weakref.finalize(self, os.close, self._wake).atexit = False
         self._thread = threading.Thread(target=self._run, name=f"mqtt {client_id}", daemon=True)
 
     def start(self) -> None:
@@ -180,8 +188,7 @@ class Link:
                     self._settings.host, self._settings.port, self._settings.keepalive,
                     clean_start=True, properties=connect_properties(),
                 )  # fmt: skip
-                while client.loop() == paho.MQTT_ERR_SUCCESS:  # loop_forever() would not wake for what is queued
-                    pass
+                self._serve(client)
             except (OSError, ValueError, ConfigError) as error:
                 self._note(f"{self.address}: {error}")
                 if self.connected:
@@ -199,15 +206,35 @@ class Link:
             pause = 0.1 if steady else min(pause * 2, RECONNECT_MAX_S)
             self._stopping.wait(pause * random.uniform(0.5, 1.0))
 
+    def _serve(self, client: paho.Client) -> None:
+        """Reads and writes until the connection ends; raises ``OSError`` if it breaks while what is queued is written."""
+        poll = select.poll()  # select() does not take the descriptors of a process with a thousand sensors
+        poll.register(self._wake, select.POLLIN)
+        while (sock := cast("_BufferedSocket | None", client.socket())) is not None:
+            writes = client.want_write() or sock.unsent
+            poll.register(sock, select.POLLIN | (select.POLLOUT if writes else 0))
+            events = dict(poll.poll(0 if sock.pending() else 1000))
+            if self._wake in events:
+                os.eventfd_read(self._wake)
+            if events.get(sock.fileno(), 0) & ~select.POLLOUT or sock.pending():
+                for _ in range(PACKETS_A_TURN):
+                    if client.loop_read() != paho.MQTT_ERR_SUCCESS or client.socket() is None:
+                        return
+                    if not sock.pending():
+                        break
+            if client.want_write() and client.loop_write() != paho.MQTT_ERR_SUCCESS:
+                return
+            sock.flush()
+            if client.loop_misc() != paho.MQTT_ERR_SUCCESS:
+                return
+
     def _note(self, error: str) -> None:
         if error != self.last_error:
             log.warning("broker: %s", error)
         self.last_error = error
 
     def _new_client(self) -> paho.Client:
-        client = paho.Client(
-            CallbackAPIVersion.VERSION2, self._client_id, protocol=paho.MQTTv5, reconnect_on_failure=False
-        )
+        client = _Client(CallbackAPIVersion.VERSION2, self._client_id, protocol=paho.MQTTv5, reconnect_on_failure=False)
         client.max_inflight_messages_set(65535)  # our own window bounds it; paho would queue the rest out of sight
         if self._settings.username:
             client.username_pw_set(self._settings.username, config.secret(self._settings.password_file) or None)
@@ -216,7 +243,7 @@ class Link:
         # With it a publish only queues, and this link's thread writes. Otherwise paho writes in both threads, without a
         # lock: one message's bytes in the midst of another's (seen when the socket was full), and two threads in one
         # TLS session, which OpenSSL does not allow (seen: bad record mac).
-        client.on_socket_register_write = lambda _client, _data, _sock: None
+        client.on_socket_register_write = lambda _client, _data, _sock: os.eventfd_write(self._wake, 1)
         if self._will:
             client.will_set(self._will.topic, self._will.payload, 1, retain=True)
         client.on_connect = self._connected
@@ -260,6 +287,64 @@ class Link:
             self._on_message(Message(topic, bytes(message.payload), content_type, user, message.dup, message.retain))
         except Exception:  # a raise here would end paho's thread, and with it the service
             log.exception("message on %r was not handled", topic)
+
+
+class _BufferedSocket:
+    """What paho takes for its socket: reads ahead, and writes many packets at once.
+
+    paho asks the system four times for each packet that it reads, once for each that it writes. With two threads that
+    share an interpreter each of these is also a chance to wait for the other one.
+    """
+
+    def __init__(self, sock: socket.socket) -> None:
+        self._sock = sock
+        self._read = b""
+        self._at = 0
+        self.unsent = bytearray()
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._sock, name)
+
+    def recv(self, size: int) -> bytes:
+        if self._at == len(self._read):
+            if size >= READ_AHEAD_BYTES:
+                return self._sock.recv(size)
+            self._read, self._at = self._sock.recv(READ_AHEAD_BYTES), 0
+        data = self._read[self._at : self._at + size]
+        self._at += len(data)
+        return data
+
+    def pending(self) -> int:
+        """Bytes that can be read although the system knows nothing of them any more."""
+        return len(self._read) - self._at + (self._sock.pending() if isinstance(self._sock, ssl.SSLSocket) else 0)
+
+    def send(self, data: bytes) -> int:
+        if len(self.unsent) + len(data) > WRITE_TOGETHER_BYTES:
+            self.flush()
+            if self.unsent:
+                raise BlockingIOError
+            if len(data) > WRITE_TOGETHER_BYTES:
+                return self._sock.send(data)
+        self.unsent += data
+        return len(data)
+
+    def flush(self) -> None:
+        """Writes what the system takes now; raises ``OSError``."""
+        with contextlib.suppress(BlockingIOError, ssl.SSLWantReadError, ssl.SSLWantWriteError):
+            while self.unsent:
+                del self.unsent[: self._sock.send(self.unsent)]
+
+    def close(self) -> None:
+        """Writes the rest, which ends with paho's DISCONNECT, and closes."""
+        with contextlib.suppress(OSError):
+            self._sock.settimeout(LAST_WORDS_S)
+            self._sock.sendall(self.unsent)
+        self._sock.close()
+
+
+class _Client(paho.Client):
+    def _create_socket(self) -> Any:
+        return _BufferedSocket(cast("socket.socket", super()._create_socket()))
 
 
 def connect_properties() -> Properties:

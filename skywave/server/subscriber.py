@@ -161,7 +161,7 @@ class Subscriber:
     def acknowledge(self, client_id: int, ack: Ack) -> None:
         """Sends an acknowledgement, to the broker that brought the client's last message. If it is lost the client sends
         again and hears it then."""
-        self._heard_from[client_id].publish(topics.ack(client_id), ack.encode())
+        self._heard_from[client_id].publish(topics.ack(client_id), ack.encode(), qos=0)
 
     def _say(self, accepting: bool) -> ServerStatus:
         today = utc_today()
