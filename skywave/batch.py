@@ -17,6 +17,7 @@ from array import array
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import date
+from functools import lru_cache
 from typing import Any, NamedTuple
 
 import pyarrow as pa
@@ -30,6 +31,8 @@ MAX_READINGS = 100_000
 MAX_DECODED_BYTES = 16 << 20
 """Most bytes that the buffers of one batch may declare to decompress to. Checked before anything is allocated."""
 MAX_SEQ = 2**63 - 1
+REMEMBERED_FROM = 16
+REMEMBERED_BYTES = 1 << 14
 COMPRESSIONS = ("lz4", "zstd", "none")
 
 # One thread for (de)compression: for buffers this small the hand-over to Arrow's pool costs eight times the work.
@@ -118,7 +121,8 @@ def _metadata(name: Name) -> dict[str, str]:
 
 @dataclass(frozen=True, slots=True)
 class Readings:
-    """Decoded readings of one batch: equally long Arrow arrays (``codes`` int8 to int32 index ``keys``)."""
+    """Decoded readings of one batch: equally long Arrow arrays (``codes`` int8 to int32 index ``keys``). Batches with equal
+    keys may share one list of them, so it must not be changed."""
 
     keys: list[str]
     codes: Any
@@ -150,11 +154,26 @@ def decode(payload: bytes, name: Name, count: int) -> Readings:
             raise PoisonError("has null values")
         if columns.num_rows != count:
             raise PoisonError(f"holds {columns.num_rows} readings, but its properties say {count}")
-        return Readings(keys.dictionary.to_pylist(), keys.indices, created_at, values)
+        return Readings(_names(keys.dictionary), keys.indices, created_at, values)
     except (pa.ArrowException, struct.error, IndexError, StopIteration, UnicodeDecodeError, OSError) as error:
         raise PoisonError(f"is not a valid Arrow stream: {type(error).__name__}: {str(error)[:200]}") from error
     except (ValueError, TypeError, KeyError, MemoryError) as error:
         raise PoisonError(f"is not a valid batch: {type(error).__name__}: {str(error)[:200]}") from error
+
+
+def _names(dictionary: Any) -> list[str]:
+    """The keys of a batch. A client names the same series in each of its batches, so long lists are remembered."""
+    if len(dictionary) < REMEMBERED_FROM or dictionary.offset:
+        return dictionary.to_pylist()  # type: ignore[no-any-return]
+    _, ends, text = dictionary.buffers()
+    if text is None or ends.size + text.size > REMEMBERED_BYTES:
+        return dictionary.to_pylist()  # type: ignore[no-any-return]
+    return _remembered(len(dictionary), ends.to_pybytes(), text.to_pybytes())
+
+
+@lru_cache(maxsize=512)
+def _remembered(count: int, ends: bytes, text: bytes) -> list[str]:
+    return pa.StringArray.from_buffers(count, pa.py_buffer(ends), pa.py_buffer(text)).to_pylist()  # type: ignore[no-any-return]
 
 
 def _check_columns(schema: Any) -> None:

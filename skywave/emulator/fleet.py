@@ -146,7 +146,8 @@ class _Client:
         begin = int((self._loop.wall_time + number * size / rate) * 1e6)
         created_at = begin + (np.arange(size, dtype=np.int64) % per_key) * int(1e6 * keys / rate)
         name = Name(self.client_id, self.stream, number * size + 1)
-        names = [f"series-{key}" for key in range(keys)]
+        first = number * size % keys if keys > size else 0  # a batch names the series it has readings of, and no others
+        names = [f"series-{(first + code) % keys}" for code in range(int(codes[-1]) + 1)]
         columns = array("h", codes.tobytes()), array("q", created_at.tobytes()), array("d", (cents / CENTS).tobytes())
         return encode(name, names, *columns), int(cents.sum())
 

@@ -162,8 +162,10 @@ def build_block(day: date, items: list[Admitted]) -> Block:
     starts = np.cumsum(counts) - counts
     keys: dict[str, int] = {}
     codes = []
+    known: dict[int, NDArray[np.int32]] = {}  # batches share their lists of keys, see ``batch.Readings``
     for item in items:
-        own = np.array([keys.setdefault(key, len(keys)) for key in item.keys], np.int32)
+        if (own := known.get(id(item.keys))) is None:
+            own = known[id(item.keys)] = np.array([keys.setdefault(key, len(keys)) for key in item.keys], np.int32)
         codes.append(own[item.codes])
     # A run of seq is its position plus an offset; uint64 arithmetic wraps around and back.
     offset = np.array([item.name.first_seq for item in items], np.uint64) - starts.astype(np.uint64)

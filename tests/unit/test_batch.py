@@ -47,6 +47,19 @@ def test_what_was_encoded_is_decoded(compression):
     assert readings.values.to_pylist() == [i / 7 for i in range(300)]
 
 
+def test_batches_with_many_equal_keys_share_one_list_of_them_and_others_do_not():
+    names = [f"series-{number}" for number in range(100)]
+    columns = array("h", range(100)), array("q", range(100)), array("d", range(100))
+    other = Name(8, 5, 1)
+    first, second = (decode(encode(name, names, *columns), name, 100).keys for name in (NAME, other))
+    assert first is second
+    assert first == names
+    names[50] = "other"
+    assert decode(encode(NAME, names, *columns), NAME, 100).keys == names
+    huge = [f"{number}" * 1000 for number in range(100)]
+    assert decode(encode(NAME, huge, *columns), NAME, 100).keys == huge
+
+
 def test_nan_infinities_and_minus_zero_keep_their_bits():
     values = [math.nan, math.inf, -math.inf, -0.0]
     payload = encode(NAME, KEYS, array("h", [0] * 4), array("q", [0] * 4), array("d", values))
