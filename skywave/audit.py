@@ -23,7 +23,8 @@ from .server.store import Store
 
 SLICE = 5_000_000
 """Numbers of a stream that are looked at in one query, so that memory stays bounded."""
-TABLES = ("telemetry", "rejected", "streams", "dropped", "expired")
+READ_AFTER = ("telemetry", "rejected", "dropped", "expired")
+"""The tables that must be as new as what ``streams`` says was stored."""
 MAX_RANGES = 1000
 
 
@@ -85,7 +86,7 @@ class Account:
 def audit_shards(stores: Sequence[Store], client_id: int | None = None) -> Account:
     """The account over all shards of a cluster, whose connections it closes. Raises ``StoreUnavailable``."""
     try:
-        accounts = [store.read_whole(TABLES, lambda store=store: audit(store, client_id)) for store in stores]  # type: ignore[misc]
+        accounts = [audit(store, client_id) for store in stores]
     finally:
         for store in stores:
             store.close()
@@ -95,11 +96,16 @@ def audit_shards(stores: Sequence[Store], client_id: int | None = None) -> Accou
 def audit(store: Store, client_id: int | None = None) -> Account:
     """Takes the account of all clients, or of one. Raises ``StoreUnavailable``."""
     where = f"client_id = {client_id}" if client_id is not None else "1"
-    database = store.database
-    reported = store.query(
-        f"SELECT client_id, stream, last_seq, first_pending, oldest_at, reported_at FROM {database}.streams FINAL"
+    streams = (
+        f"SELECT client_id, stream, last_seq, first_pending, oldest_at, reported_at FROM {store.database}.streams FINAL"
         f" WHERE {where} ORDER BY client_id, reported_at, stream"
     )
+    reported = store.read_whole(["streams"], lambda: store.query(streams))
+    return store.read_whole(READ_AFTER, lambda: _account(store, reported, where))
+
+
+def _account(store: Store, reported: Sequence[tuple[Any, ...]], where: str) -> Account:
+    """What became of the reported streams."""
     rejected = _spans(store, "rejected", "first_seq + count - 1", f"{where} AND count > 0")
     dropped = _spans(store, "dropped", "last_seq", where)
     expired = _spans(store, "expired", "last_seq", where)
@@ -121,7 +127,7 @@ def audit(store: Store, client_id: int | None = None) -> Account:
         account.missing = sum(last - first + 1 for first, last in gaps)
         account.missing_ranges = gaps[:MAX_RANGES]
         accounts.append(account)
-    total = store.query(f"SELECT count() FROM {database}.telemetry FINAL WHERE {where}")[0][0]
+    total = store.query(f"SELECT count() FROM {store.database}.telemetry FINAL WHERE {where}")[0][0]
     accounted = sum(account.stored + account.ahead + account.doubled for account in accounts)
     return Account(accounts, max(0, int(total) - accounted))
 

@@ -171,7 +171,7 @@ def _names(dictionary: Any) -> list[str]:
     return _remembered(len(dictionary), ends.to_pybytes(), text.to_pybytes())
 
 
-@lru_cache(maxsize=512)
+@lru_cache(maxsize=128)
 def _remembered(count: int, ends: bytes, text: bytes) -> list[str]:
     return pa.StringArray.from_buffers(count, pa.py_buffer(ends), pa.py_buffer(text)).to_pylist()  # type: ignore[no-any-return]
 

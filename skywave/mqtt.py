@@ -39,7 +39,8 @@ STEADY_S = 5.0
 LAST_WORDS_S = 1.0
 RECEIVE_MAXIMUM = 1000
 """Without it Mosquitto keeps only 20 messages in flight to a subscriber."""
-PACKETS_A_TURN = 100
+TURN_S = 0.02
+"""For so long packets are read before what they brought about is written: answers, acknowledgements, pings."""
 READ_AHEAD_BYTES = 1 << 16
 WRITE_TOGETHER_BYTES = 1 << 16
 
@@ -217,12 +218,13 @@ class Link:
             if self._wake in events:
                 os.eventfd_read(self._wake)
             if events.get(sock.fileno(), 0) & ~select.POLLOUT or sock.pending():
-                for _ in range(PACKETS_A_TURN):
+                until = time.monotonic() + TURN_S
+                while True:
                     if client.loop_read() != paho.MQTT_ERR_SUCCESS or client.socket() is None:
                         return
-                    if not sock.pending():
+                    if not sock.pending() or time.monotonic() > until:
                         break
-            if client.want_write() and client.loop_write() != paho.MQTT_ERR_SUCCESS:
+            if client.loop_write() != paho.MQTT_ERR_SUCCESS:  # also if there is nothing: paho tells of the next again
                 return
             sock.flush()
             if client.loop_misc() != paho.MQTT_ERR_SUCCESS:
@@ -243,7 +245,7 @@ class Link:
         # With it a publish only queues, and this link's thread writes. Otherwise paho writes in both threads, without a
         # lock: one message's bytes in the midst of another's (seen when the socket was full), and two threads in one
         # TLS session, which OpenSSL does not allow (seen: bad record mac).
-        client.on_socket_register_write = lambda _client, _data, _sock: os.eventfd_write(self._wake, 1)
+        client.on_socket_register_write = self._has_to_write
         if self._will:
             client.will_set(self._will.topic, self._will.payload, 1, retain=True)
         client.on_connect = self._connected
@@ -263,6 +265,10 @@ class Link:
         self.connected_at = time.monotonic()
         self.subscribe(self._subscriptions)
         self._on_up()
+
+    def _has_to_write(self, _client: paho.Client, _data: Any, _sock: Any) -> None:
+        if threading.current_thread() is not self._thread:
+            os.eventfd_write(self._wake, 1)
 
     def _disconnected(self, _client: paho.Client, _data: Any, _flags: Any, reason: Any, _properties: Any) -> None:
         if self.connected:
@@ -331,14 +337,19 @@ class _BufferedSocket:
     def flush(self) -> None:
         """Writes what the system takes now; raises ``OSError``."""
         with contextlib.suppress(BlockingIOError, ssl.SSLWantReadError, ssl.SSLWantWriteError):
-            while self.unsent:
-                del self.unsent[: self._sock.send(self.unsent)]
+            try:
+                while self.unsent:
+                    del self.unsent[: self._sock.send(self.unsent)]
+            except (ConnectionError, TimeoutError):
+                self.unsent.clear()  # ``close`` need not try
+                raise
 
     def close(self) -> None:
         """Writes the rest, which ends with paho's DISCONNECT, and closes."""
         with contextlib.suppress(OSError):
             self._sock.settimeout(LAST_WORDS_S)
             self._sock.sendall(self.unsent)
+        self.unsent.clear()
         self._sock.close()
 
 

@@ -63,9 +63,12 @@ class Replica(ClickHouse):
             except AssertionError as error:
                 self.kill()  # it may live, and wait for a frozen ZooKeeper
                 if time.monotonic() > until:
-                    errors = (self.folder / "error.log").read_text(errors="replace")
-                    raise AssertionError(f"{error}\n{errors[-3000:]}") from error
+                    raise AssertionError(f"{error}\n{self.errors()}") from error
                 time.sleep(1)
+
+    def errors(self) -> str:
+        """The end of what it logged of them."""
+        return (self.folder / "error.log").read_text(errors="replace")[-3000:]
 
 
 class Cluster:
@@ -110,12 +113,18 @@ class Cluster:
 
     def has_caught_up(self, node: Replica, database: str) -> bool:
         """True if the node has all that its shard has, and all of the shard's replicas work."""
+        return len(states := self.states(node, database)) == 7 and all(
+            state[1:] == (0, 0, 0, len(self.nodes[0])) for state in states
+        )
+
+    def states(self, node: Replica, database: str) -> list[tuple]:
+        """Of each table: its name, 1 if it cannot be written, 1 if it has not looked at its shard's log since the start, how
+        many entries of that wait, and how many replicas are active."""
         with closing(open_store(config.Store(port=node.port, database=database))) as store:
-            rows = store.query(
-                "SELECT is_readonly OR absolute_delay > 1000000000, queue_size, active_replicas FROM system.replicas"
+            return store.query(
+                "SELECT table, is_readonly, absolute_delay > 1000000000, queue_size, active_replicas FROM system.replicas"
                 f" WHERE database = '{database}'"
             )
-        return len(rows) == 7 and all(row == (0, 0, len(self.nodes[0])) for row in rows)
 
     def create_tables(self, database: str) -> None:
         for node in self.all:

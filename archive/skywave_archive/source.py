@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import date
+from typing import Any
 
 import pyarrow as pa
 
@@ -80,20 +81,23 @@ class Shard:
     def markers(self, table: Table) -> dict[date, str]:
         """Each day that has rows, with its marker."""
         database = self.store.database
-        made = self.store.query(
-            "SELECT toUInt64(toUnixTimestamp(metadata_modification_time)) FROM system.tables"
-            f" WHERE database = '{database}' AND name = '{table.name}'"
-        )
+
+        def read() -> tuple[list[tuple[Any, ...]], list[tuple[Any, ...]]]:
+            made = self.store.query(
+                "SELECT toUInt64(toUnixTimestamp(metadata_modification_time)) FROM system.tables"
+                f" WHERE database = '{database}' AND name = '{table.name}'"
+            )
+            return made, self.store.query(
+                "SELECT partition, max(max_block_number) FROM system.parts"
+                f" WHERE active AND database = '{database}' AND table = '{table.name}' AND rows > 0"
+                " GROUP BY partition ORDER BY partition"
+            )
+
+        made, rows = self.store.read_whole([table.name], read)
         if not made:
             raise SchemaChanged(
                 f"{self._table(table)} is missing on shard {self.name}", "Start its server once: it makes it."
             )
-        sql = (
-            "SELECT partition, max(max_block_number) FROM system.parts"
-            f" WHERE active AND database = '{database}' AND table = '{table.name}' AND rows > 0"
-            " GROUP BY partition ORDER BY partition"
-        )
-        rows = self.store.read_whole([table.name], lambda: self.store.query(sql))
         return {date.fromisoformat(text(day)): f"{int(made[0][0])}:{int(block)}" for day, block in rows}
 
     def marker(self, table: Table, day: date) -> str:
@@ -126,16 +130,15 @@ class Shard:
     def rows(self, table: Table, day: date, clients: Clients | None = None) -> Iterator[pa.RecordBatch]:
         """A day's rows, sorted as the table, as batches of the table's columns."""
         self.check_columns(table)
-        self.store.read_whole([table.name], lambda: None)  # the stream comes from the replica that is asked now
         columns = ", ".join(table.columns)
         # 18.16's FINAL is one merged stream in the table's order; current engines split it unless told to sort.
-        order = f" ORDER BY {', '.join(table.identity)}" if self.store.modern else ""
+        modern = self.store.modern
+        order = f" ORDER BY {', '.join(table.identity)}" if modern else ""
         settings = f"max_block_size = {table.block_rows}"
-        if self.store.modern:
+        if modern:
             settings += ", do_not_merge_across_partitions_select_final = 1, optimize_read_in_order = 1"
-        for batch in self.store.stream(
-            f"SELECT {columns} FROM {self._table(table)} FINAL WHERE {_on(day, clients)}{order} SETTINGS {settings}"
-        ):
+        sql = f"SELECT {columns} FROM {self._table(table)} FINAL WHERE {_on(day, clients)}{order} SETTINGS {settings}"
+        for batch in self.store.read_whole([table.name], lambda: self.store.stream(sql)):
             yield batch.cast(table.schema)
 
     def replica_lag(self) -> int | None:

@@ -22,6 +22,8 @@ MAX_BLOCK_ROWS = 1 << 20
 UNSATISFIED_QUORUM = 286
 """The INSERT was not begun: ClickHouse does one with a quorum at a time in a table (ErrorCodes.cpp,
 UNSATISFIED_QUORUM_FOR_PREVIOUS_WRITE)."""
+NOT_IN_QUORUM = 289
+"""The replica has not yet the newest part that a quorum has (REPLICA_IS_NOT_IN_QUORUM)."""
 # Settings that current engines need and 18.16 does not know: an INSERT must be one part, at once.
 _MODERN_SETTINGS = {"async_insert": 0, "insert_quorum_parallel": 0}
 NEVER_LOOKED_S = 1_000_000_000
@@ -29,6 +31,10 @@ NEVER_LOOKED_S = 1_000_000_000
 T = TypeVar("T")
 log = logging.getLogger(__name__)
 logging.getLogger("clickhouse_driver").setLevel(logging.ERROR)
+
+
+class _Behind(StoreUnavailable):
+    """A replica that must be asked has not yet what a quorum has."""
 
 
 class ClickHouseStore(Store):
@@ -61,10 +67,9 @@ class ClickHouseStore(Store):
         return list(zip(*(column.tolist() for column in columns), strict=True)) if isinstance(columns, list) else []
 
     def stream(self, sql: str) -> Iterator[pa.RecordBatch]:
-        """See ``Store.stream``."""
-        reader = self._run(lambda client: client.query_arrow_stream(sql, field_metadata=False))
-        while (batch := self._run(lambda _: next(reader, None))) is not None:
-            yield batch
+        """See ``Store.stream``. Begins at once; what breaks in its midst is not begun again elsewhere."""
+        reader = self._read(lambda client: client.query_arrow_stream(sql, field_metadata=False))
+        return iter(lambda: self._run(lambda _: next(reader, None)), None)
 
     def migrate(self) -> None:
         """See ``Store.migrate``. A shard's tables are made on each replica that is there, which must be a quorum."""
@@ -118,18 +123,15 @@ class ClickHouseStore(Store):
         SYSTEM SYNC REPLICA would wait for merges as well, which take hours in large tables."""
         of_tables = f"database = '{self.database}' AND table IN ({', '.join(map(quote, tables))})"
         until = time.monotonic() + self.settings.timeout
-        goal: dict[bytes, int] = {}
         missing: set[bytes] | None = None
         while True:
-            states = self.query(
-                f"SELECT table, is_readonly OR absolute_delay > {NEVER_LOOKED_S}, toUInt64(log_pointer),"
-                f" toUInt64(log_max_index), zookeeper_path FROM system.replicas WHERE {of_tables}"
-            )
-            goal = goal or {table: last for table, _, _, last, _ in states}
             behind = {
                 table
-                for table, blind, pointer, _, path in states
-                if blind or (pointer <= goal.get(table, 0) and (pointer or self._has_log(path)))
+                for table, blind, pointer, last, path in self.query(
+                    f"SELECT table, is_readonly OR absolute_delay > {NEVER_LOOKED_S}, toUInt64(log_pointer),"
+                    f" toUInt64(log_max_index), zookeeper_path FROM system.replicas WHERE {of_tables}"
+                )
+                if blind or (pointer <= last and (pointer or self._has_log(path)))
             }
             if not behind:
                 queue = {
@@ -185,20 +187,27 @@ class ClickHouseStore(Store):
         self._noted.clear()  # a server that died may have lost what it had not synced
 
     def _read(self, work: Any) -> Any:
-        """Asks one replica after the other: one may be away, or behind what a quorum has (error 289)."""
+        """Asks one replica after the other: one may be away, or behind what a quorum has. If it must be this one, waits."""
         for _ in range(0 if self._fixed else self.replicas - 1):
             with contextlib.suppress(StoreUnavailable):
                 return self._run(work)
+        until = time.monotonic() + self.settings.timeout
+        while self._fixed and time.monotonic() < until:
+            with contextlib.suppress(_Behind):
+                return self._run(work)
+            time.sleep(0.1)
         return self._run(work)
 
     def _run(self, work: Any) -> Any:
         try:
             return work(self._connect())
         except errors.ServerException as error:
+            message = f"clickhouse: {str(error.message).splitlines()[0][:300]} (code {error.code})"
             if error.code == UNSATISFIED_QUORUM:
                 raise StoreBusy(f"clickhouse: another insert waits for its quorum (code {error.code})") from error
+            if error.code == NOT_IN_QUORUM and self._fixed:
+                raise _Behind(message, "Wait for it.") from error
             self._give_up()
-            message = f"clickhouse: {str(error.message).splitlines()[0][:300]} (code {error.code})"
             raise StoreUnavailable(message, "Check the server, the user's rights and the tables' schema.") from error
         except (errors.Error, OSError, EOFError) as error:
             host, port = self._addresses[self._at]

@@ -18,7 +18,6 @@ from .subscriber import Inbox, Subscriber
 
 STUCK_AFTER_S = 120.0
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # malloc.h
-KEPT_BYTES = 128 << 20
 
 FIGURES = [
     Figure("readings", "skywave_server_readings", "Readings committed and acknowledged since the start.", True),
@@ -192,5 +191,5 @@ def keep_memory() -> None:
     page faults of that were a fifth of the server's CPU time. Only glibc knows mallopt(3)."""
     with contextlib.suppress(AttributeError, OSError):
         libc = ctypes.CDLL(None)
-        for option in (M_TRIM_THRESHOLD, M_MMAP_THRESHOLD):
-            libc.mallopt(option, KEPT_BYTES)
+        libc.mallopt(M_MMAP_THRESHOLD, 32 << 20)  # the most that every release takes
+        libc.mallopt(M_TRIM_THRESHOLD, 128 << 20)
