@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import subprocess
 import threading
 import time
@@ -12,7 +13,7 @@ import pytest
 from parts import Mosquitto, wait_for
 
 from skywave import config
-from skywave.mqtt import Link
+from skywave.mqtt import Link, Will
 
 
 def _certificate(folder: Path) -> None:
@@ -62,9 +63,25 @@ def test_messages_stay_whole_when_the_socket_is_full(link):
 def test_a_message_waits_for_nobody(link):
     made, heard, _ = link
     took = []
-    for number in range(1, 31):
+    for number in range(1, 301):
         started = time.monotonic()
         made.publish("x/y", b"x" * 20_000)
         wait_for(lambda number=number: len(heard) == number, 5, "it is heard", 0.001)
         took.append(time.monotonic() - started)
     assert max(took) < 0.5, took  # a select that nobody wakes sleeps a second
+
+
+def test_a_clean_end_is_no_trouble_and_leaves_no_will(link, caplog):
+    made, heard, _ = link
+    settings = config.Mqtt(**{name: getattr(made._settings, name) for name in ("host", "port", "ca_file")})
+    up = threading.Event()
+    leaver = Link([settings], "b", [], up.set, lambda _: None, lambda _: None, Will("x/will", b"it broke"))
+    leaver.start()
+    assert up.wait(10)
+    leaver.publish("x/last", b"bye")
+    leaver.stop()
+    wait_for(lambda: heard, 5, "its last message is heard")
+    time.sleep(0.5)
+    assert [message.topic for message in heard] == ["x/last"]
+    assert not leaver.last_error
+    assert not [record for record in caplog.records if record.levelno >= logging.WARNING]
