@@ -336,13 +336,14 @@ class _BufferedSocket:
 
     def flush(self) -> None:
         """Writes what the system takes now; raises ``OSError``."""
-        with contextlib.suppress(BlockingIOError, ssl.SSLWantReadError, ssl.SSLWantWriteError):
-            try:
-                while self.unsent:
-                    del self.unsent[: self._sock.send(self.unsent)]
-            except (ConnectionError, TimeoutError):
-                self.unsent.clear()  # ``close`` need not try
-                raise
+        try:
+            while self.unsent:
+                del self.unsent[: self._sock.send(self.unsent)]
+        except (BlockingIOError, ssl.SSLWantReadError, ssl.SSLWantWriteError):
+            pass
+        except OSError:
+            self.unsent.clear()  # ``close`` need not try
+            raise
 
     def close(self) -> None:
         """Writes the rest, which ends with paho's DISCONNECT, and closes."""

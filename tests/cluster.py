@@ -14,6 +14,7 @@ from stand import skywave
 
 from skywave import config
 from skywave.server import schema
+from skywave.server.clickhouse import NEVER_LOOKED_S
 from skywave.server.store import open_store
 
 
@@ -122,8 +123,8 @@ class Cluster:
         many entries of that wait, and how many replicas are active."""
         with closing(open_store(config.Store(port=node.port, database=database))) as store:
             return store.query(
-                "SELECT table, is_readonly, absolute_delay > 1000000000, queue_size, active_replicas FROM system.replicas"
-                f" WHERE database = '{database}'"
+                f"SELECT table, is_readonly, absolute_delay > {NEVER_LOOKED_S}, queue_size, active_replicas"
+                f" FROM system.replicas WHERE database = '{database}'"
             )
 
     def create_tables(self, database: str) -> None:

@@ -6,6 +6,7 @@ import contextlib
 import ctypes
 import time
 from collections.abc import Iterator
+from dataclasses import fields
 
 from .. import __version__, config
 from ..audit import audit_shards
@@ -17,6 +18,7 @@ from .store import open_shards, place, shard_names
 from .subscriber import Inbox, Subscriber
 
 STUCK_AFTER_S = 120.0
+_SHOWN = [item.name for item in fields(ClientStatus) if item.name not in ("streams", "dropped")]
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # malloc.h
 
 FIGURES = [
@@ -175,15 +177,7 @@ class ServerProcess:
 
 def _client(status: ClientStatus) -> Snapshot:
     """What a client says of itself, without its account."""
-    return {
-        "online": status.online,
-        "version": status.version,
-        "host": status.host,
-        "labels": status.labels,
-        "backlog_readings": status.backlog_readings,
-        "backlog_bytes": status.backlog_bytes,
-        "oldest_unacked_s": status.oldest_unacked_s,
-    }
+    return {name: getattr(status, name) for name in _SHOWN}
 
 
 def keep_memory() -> None:
