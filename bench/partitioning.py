@@ -4,7 +4,8 @@ The same rows in two tables of Debian's ClickHouse: ``telemetry`` as Skywave mak
 date at a batch's first publish), and one partitioned by the day of ``created_at``. Once all readings come in time, and once a
 share of ``LATE`` comes up to ten days late, as after outages. The questions are asked as people ask them, with ``created_at``
 alone; with the day as a bound (no reading is stored under an earlier day than its own, but for a difference of clocks);
-and with the days that ``arrivals`` names. The first argument is the number of rows.
+with the days that ``arrivals`` names; and with PREWHERE, which drops rows before FINAL merges them (where days are those of
+the readings it changes nothing). The first argument is the number of rows.
 """
 
 from __future__ import annotations
@@ -12,8 +13,10 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import closing
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, closing
 from datetime import date, timedelta
+from queue import SimpleQueue
 
 import plot
 from parts import ClickHouse
@@ -25,6 +28,7 @@ from skywave.server.store import Store, open_store
 
 ROWS = int(sys.argv[1]) if len(sys.argv) > 1 else 100_000_000
 DAYS, CLIENTS, KEYS = 30, 200, 3
+CONNECTIONS = 2  # that fill the tables
 FIRST = date(2026, 10, 1)
 BEGIN = 1_790_812_800_000_000  # FIRST, in microseconds
 LATE = 0.05
@@ -33,8 +37,8 @@ CLIENT, MIDDLE = 7, 12
 COLUMNS = "client_id, stream, seq, created_at, data_key, data_value, received_at, day"
 
 
-def fill(store: Store, late: bool) -> None:
-    """``ROWS`` rows, day by day and in the order of the sort key, and the same in the other table."""
+def fill(stores: list[Store], late: bool) -> None:
+    """``ROWS`` rows, day by day and in the order of the sort key, and the same in the other table; each connection a day."""
     series = ROWS // DAYS // (CLIENTS * KEYS)  # readings of one series on one day
     per_day = series * CLIENTS * KEYS
     step = DAY_US // series
@@ -45,35 +49,56 @@ def fill(store: Store, late: bool) -> None:
         "max_threads = 1",
         "max_memory_usage = 12000000000",
     ):
-        store.query(f"SET {setting}")
+        for each in stores:
+            each.query(f"SET {setting}")
+    days: list[list[str]] = []
     for number in range(DAYS):
         begin = BEGIN + number * DAY_US
         own = f"toInt64({begin} + number % {series} * {step} + rand(1) % {step})"
         behind = f"toInt64(rand(2) / 4294967295 * {DAY_US * 10})"
         is_late = f"intHash32(number) % 1000 < {LATE * 1000:.0f}"
         ways = [(own, f"NOT {is_late}"), (f"{own} - {behind}", is_late)] if late else [(own, "1")]
+        days.append([])
         for created_at, where in ways:
-            store.query(
+            days[-1].append(
                 f"INSERT INTO bench.telemetry ({COLUMNS}) SELECT toUInt32(1 + intDiv(number, {series * KEYS})), toUInt64(5),"
                 f" toUInt64({number * per_day} + number), {created_at},"
                 f" concat('series-', toString(intDiv(number, {series}) % {KEYS})), round(20 + rand(3) / 4294967295, 2),"
                 f" toInt64({begin}), toDate('{FIRST + timedelta(number)}') FROM numbers({per_day}) WHERE {where}"
             )
-        progress(f"day {number + 1} of {DAYS}")
-    for number in range(DAYS):
-        day = FIRST + timedelta(number)
-        store.query(
-            f"INSERT INTO bench.by_created ({COLUMNS}) SELECT {COLUMNS} FROM bench.telemetry WHERE day = '{day}'"
+    run(stores, days, "days")
+    by_created = f"INSERT INTO bench.by_created ({COLUMNS}) SELECT {COLUMNS} FROM bench.telemetry WHERE day = "
+    run(
+        stores,
+        [[f"{by_created}'{FIRST + timedelta(number)}'"] for number in range(DAYS)],
+        "days, by the day of the reading",
+    )
+    stores[0].query(f"INSERT INTO bench.arrivals SELECT DISTINCT day, {created_day('created_at')} FROM bench.telemetry")
+    merges = [
+        [f"OPTIMIZE TABLE bench.{table.decode()} PARTITION {_literal(partition)} FINAL"]
+        for table, partition in stores[0].query(
+            "SELECT table, partition FROM system.parts WHERE active AND database = 'bench'"
+            " GROUP BY table, partition HAVING count() > 1"
         )
-        progress(f"day {number + 1} of {DAYS}, by the day of the reading")
-    store.query(f"INSERT INTO bench.arrivals SELECT DISTINCT day, {created_day('created_at')} FROM bench.telemetry")
-    for table in ("telemetry", "by_created"):
-        for (partition,) in store.query(
-            f"SELECT partition FROM system.parts WHERE active AND database = 'bench' AND table = '{table}'"
-            " GROUP BY partition HAVING count() > 1"
-        ):
-            store.query(f"OPTIMIZE TABLE bench.{table} PARTITION {_literal(partition)} FINAL")
-            progress(f"{table} {partition.decode()} merged")
+    ]
+    run(stores, merges, "partitions merged")
+
+
+def run(stores: list[Store], works: list[list[str]], what: str) -> None:
+    """Each work's statements in their order, one work at a time on each connection."""
+    idle: SimpleQueue[Store] = SimpleQueue()
+    for store in stores:
+        idle.put(store)
+
+    def one(statements: list[str]) -> None:
+        store = idle.get()
+        for sql in statements:
+            store.query(sql)
+        idle.put(store)
+
+    with ThreadPoolExecutor(len(stores)) as pool:
+        for done, _ in enumerate(pool.map(one, works), 1):
+            progress(f"{done} of {len(works)} {what}")
 
 
 def progress(text: str) -> None:
@@ -97,13 +122,16 @@ def questions() -> Iterator[tuple[str, dict[str, str]]]:
         ("the fleet's hourly averages of a day", "data_key, intDiv(created_at, 3600000000) AS h, avg(data_value)", "",
          " GROUP BY data_key, h"),
     ):  # fmt: skip
-        ours, other = (f"SELECT {what} FROM bench.{table} FINAL WHERE " for table in ("telemetry", "by_created"))
+        ours, other = (f"SELECT {what} FROM bench.{table} FINAL " for table in ("telemetry", "by_created"))
         end = f"{where}{span}{group}"
+        first = f"PREWHERE {span} WHERE {where}"
         yield name, {
-            "by arrival": f"{ours}{end}",
-            "by arrival, day bounded": f"{ours}day >= '{day - timedelta(1)}' AND {end}",
-            "by arrival, days of arrivals": f"{ours}{arrivals} AND {end}",
-            "by day of the reading": f"{other}{end}",
+            "by arrival": f"{ours}WHERE {end}",
+            "by arrival, PREWHERE": f"{ours}{first}1{group}",
+            "by arrival, day bounded": f"{ours}WHERE day >= '{day - timedelta(1)}' AND {end}",
+            "by arrival, days of arrivals": f"{ours}WHERE {arrivals} AND {end}",
+            "by arrival, days of arrivals, PREWHERE": f"{ours}{first}{arrivals}{group}",
+            "by day of the reading": f"{other}WHERE {end}",
         }  # fmt: skip
     last = f"SELECT data_key, argMax(data_value, created_at) FROM bench.{{}} FINAL WHERE client_id = {CLIENT}"
     recent = FIRST + timedelta(DAYS - 2)
@@ -127,22 +155,23 @@ def fastest(store: Store, sql: str) -> tuple[float, int]:
     return min(times) * 1000, rows
 
 
-def measure(store: Store, late: bool) -> dict[str, dict[str, float]]:
+def measure(stores: list[Store], late: bool) -> dict[str, dict[str, float]]:
     """Milliseconds of each question, by the way it is asked."""
+    store = stores[0]
     store.query("CREATE DATABASE bench")
     columns = (
         "client_id UInt32, stream UInt64, seq UInt64, created_at Int64, data_key String, data_value Float64,"
         " received_at Int64, day Date"
     )
     for table, key in (("telemetry", "day"), ("by_created", "toDate(intDiv(created_at, 1000000))")):
-        store.query(
+        store.query(  # parts that were merged would else fill the disk
             f"CREATE TABLE bench.{table} ({columns}) ENGINE = ReplacingMergeTree PARTITION BY {key}"
-            " ORDER BY (client_id, data_key, created_at, stream, seq)"
+            " ORDER BY (client_id, data_key, created_at, stream, seq) SETTINGS old_parts_lifetime = 30"
         )
     store.query(
         "CREATE TABLE bench.arrivals (day Date, created_day Date) ENGINE = MergeTree ORDER BY (created_day, day)"
     )
-    fill(store, late)
+    fill(stores, late)
     store.query("SET max_threads = 0")
     found: dict[str, dict[str, float]] = {}
     for name, ways in questions():
@@ -161,8 +190,10 @@ def main() -> None:
     clickhouse = ClickHouse()
     try:
         clickhouse.start()
-        with closing(open_store(config.Store(port=clickhouse.port, timeout=3600))) as store:
-            found = {TITLES[late]: measure(store, late) for late in (False, True)}
+        with ExitStack() as closes:
+            settings = config.Store(port=clickhouse.port, timeout=3600)
+            stores = [closes.enter_context(closing(open_store(settings))) for _ in range(CONNECTIONS)]
+            found = {TITLES[late]: measure(stores, late) for late in (False, True)}
     finally:
         clickhouse.remove()
     write("partitioning")

@@ -194,7 +194,7 @@ def two_servers() -> dict[int, float]:
         with fresh() as p:
             names = ["server", "server-2"][:count]
             accepting(p.stand, *names)
-            fleet = Fleet(plan(p.broker, 100, readings=count * READINGS // 4))
+            fleet = Fleet(plan(p.broker, 100, readings=count * READINGS))
             fleet.prepare()
             with held([p.stand.parts[name].process.pid for name in names], HELD_TO):
                 rates[count] = fleet.run().acked_per_s

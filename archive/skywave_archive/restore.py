@@ -152,18 +152,8 @@ class Restorer:
 
     def settle(self) -> list[str]:
         """Waits until every replica has what was moved into its shard; returns why some have it not yet."""
-        return [
-            why
-            for store in self.stores
-            for why in store.everywhere(
-                [
-                    f"SYSTEM SYNC REPLICA {store.database}.{table}"
-                    for table in (*BY_DAY, *(t.name for t in ACCOUNTS), "arrivals")
-                ]
-                if store.replicas > 1
-                else []
-            )
-        ]
+        tables = [*BY_DAY, *(table.name for table in ACCOUNTS), "arrivals"]
+        return [why for store in self.stores for why in store.not_whole(tables)]
 
     def restore(self, table: Table, manifest: Manifest) -> DayRestored:
         """Restores one day. Damaged files are left out and named, and the rest goes on."""

@@ -161,11 +161,19 @@ class ClickHouseStore(Store):
 
     def everywhere(self, statements: Sequence[str]) -> list[str]:
         """See ``Store.everywhere``."""
+        run = super().everywhere
+        return self._each_replica(lambda: run(statements))
+
+    def not_whole(self, tables: Sequence[str]) -> list[str]:
+        """See ``Store.not_whole``."""
+        return self._each_replica(lambda: self._wait_until_whole(tables)) if self.replicas > 1 else []
+
+    def _each_replica(self, work: Callable[[], object]) -> list[str]:
         failed = []
         for at in range(self.replicas):
             try:
                 with self._on(at):
-                    super().everywhere(statements)
+                    work()
             except StoreUnavailable as error:
                 failed.append(str(error))
         return failed

@@ -113,6 +113,10 @@ class Store(ABC):
         """What ``work`` returns, which reads ``tables`` from one replica that has all that its shard has."""
         return work()
 
+    def not_whole(self, tables: Sequence[str]) -> list[str]:  # noqa: ARG002
+        """Waits until each replica has all of ``tables`` that its shard has, for ``timeout`` each; returns which lack what."""
+        return []
+
     def everywhere(self, statements: Sequence[str]) -> list[str]:
         """Runs the statements on every replica; returns which did not do them all, and why."""
         for statement in statements:

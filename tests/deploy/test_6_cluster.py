@@ -80,49 +80,50 @@ def archive_is_good(cluster) -> bool:
     return cluster.run("core1", f"{ARCHIVE.format('check')} && echo good", check=False).endswith("good\n")
 
 
-def namenodes(cluster) -> dict[str, str]:
-    """Each NameNode that answers, and what it is."""
+def namenodes(cluster, bean: str = "NameNodeStatus") -> dict[str, dict]:
+    """A bean of each NameNode that answers, by host."""
     script = (
         "import json, sys, urllib.request\n"
-        "for host in sys.argv[1:]:\n"
-        "    url = f'http://{host}:9870/jmx?qry=Hadoop:service=NameNode,name=NameNodeStatus'\n"
+        "found = {}\n"
+        "for host in sys.argv[2:]:\n"
+        "    url = f'http://{host}:9870/jmx?qry=Hadoop:service=NameNode,name={sys.argv[1]}'\n"
         "    try:\n"
-        "        print(host, json.load(urllib.request.urlopen(url, timeout=5))['beans'][0]['State'])\n"
+        "        found[host] = json.load(urllib.request.urlopen(url, timeout=5))['beans'][0]\n"
         "    except (OSError, LookupError):\n"
         "        pass\n"
+        "print(json.dumps(found))\n"
     )
     hosts = {cluster.address(host): host for host in ("hdfs1", "hdfs2") if host not in cluster.without}
-    found = dict(line.split() for line in cluster.python("core1", script, *hosts).splitlines())
-    return {hosts[address]: state for address, state in found.items()}
+    found = json.loads(cluster.python("core1", script, bean, *hosts))
+    return {hosts[address]: values for address, values in found.items()}
+
+
+def states(cluster) -> dict[str, str]:
+    return {host: status["State"] for host, status in namenodes(cluster).items()}
 
 
 def blocks_with_too_few_copies(cluster) -> int:
-    (active,) = (cluster.address(host) for host, state in namenodes(cluster).items() if state == "active")
-    script = (
-        "import json, sys, urllib.request\n"
-        "url = f'http://{sys.argv[1]}:9870/jmx?qry=Hadoop:service=NameNode,name=FSNamesystem'\n"
-        "found = json.load(urllib.request.urlopen(url, timeout=5))['beans'][0]\n"
-        "print(found['UnderReplicatedBlocks'] + found['PendingReplicationBlocks'])\n"
-    )
-    return int(cluster.python("core1", script, active))
+    (active,) = (host for host, state in states(cluster).items() if state == "active")
+    found = namenodes(cluster, "FSNamesystem")[active]
+    return found["UnderReplicatedBlocks"] + found["PendingReplicationBlocks"]
 
 
 def test_a_second_namenode_takes_over_from_the_first(cluster):
     before = archive(cluster, "export --open-day")["days"][0]["rows"]
     assert before > 1000
     grown(cluster, "hdfs2")
-    wait_for(lambda: sorted(namenodes(cluster).values()) == ["active", "standby"], 90, lambda: str(namenodes(cluster)))
+    wait_for(lambda: sorted(states(cluster).values()) == ["active", "standby"], 90, lambda: str(states(cluster)))
     wait_for(lambda: archive_is_good(cluster), 60, "the archive's check is good")
     assert archive(cluster, "export --open-day")["days"][0]["rows"] > before
     wait_for(lambda: blocks_with_too_few_copies(cluster) == 0, 90, "each block is on both DataNodes")
     for units in ("hadoop-namenode hadoop-datanode", "hadoop-namenode"):  # there and back again
-        (dead,) = (host for host, state in namenodes(cluster).items() if state == "active")
+        (dead,) = (host for host, state in states(cluster).items() if state == "active")
         cluster.run(dead, f"systemctl stop {units}")
-        wait_for(lambda: list(namenodes(cluster).values()) == ["active"], 60, lambda: str(namenodes(cluster)))
+        wait_for(lambda: list(states(cluster).values()) == ["active"], 60, lambda: str(states(cluster)))
         rows = archive(cluster, "export --open-day")["days"][0]["rows"]
         assert rows > before
         cluster.run(dead, f"systemctl start {units}")
-        wait_for(lambda: len(namenodes(cluster)) == 2, 60, lambda: str(namenodes(cluster)))
+        wait_for(lambda: len(states(cluster)) == 2, 60, lambda: str(states(cluster)))
         before = rows
     assert archive(cluster, "verify --level rows")["good"] == 1
 

@@ -15,6 +15,7 @@ from skywave import config
 from skywave.audit import audit_shards
 from skywave.messages import Produced
 from skywave.server.clickhouse import ClickHouseStore
+from skywave.server.schema import DAY_US
 from skywave.server.store import Block, open_store
 
 
@@ -46,7 +47,9 @@ def test_readings_come_to_the_shard_of_their_client_and_to_a_quorum(clustered, c
     store = open_store(config.Store(port=cluster.nodes[1][2].port, database=clustered.store_settings().database))
     assert store.query(f"SELECT count() FROM {store.database}.readings")[0][0] == sent, "any server reads all shards"
     came = f"day IN (SELECT day FROM {store.database}.arrivals WHERE created_day >= today() - 1)"
-    assert store.query(f"SELECT count() FROM {store.database}.telemetry_all FINAL WHERE {came}")[0][0] == sent
+    recent = f"created_at >= {(time.time_ns() // 1000) - DAY_US}"
+    asked = f"SELECT count() FROM {store.database}.telemetry_all FINAL PREWHERE {recent} WHERE {came}"
+    assert store.query(asked)[0][0] == sent, "as docs/formats.md asks"
     store.close()
 
 
