@@ -184,15 +184,15 @@ class JournalNode(_Node):
 
 
 class HighlyAvailableHdfs(Hdfs):
-    """Two NameNodes with a JournalNode, the first of them active, until ``fail_over``."""
+    """Two NameNodes with JournalNodes, the first of them active, until ``fail_over``."""
 
-    def __init__(self, datanodes: int = 3) -> None:
-        journal, journal_http = free_port(), free_port()
+    def __init__(self, datanodes: int = 3, journals: int = 1) -> None:
+        addresses = [f"127.0.0.1:{free_port()}" for _ in range(journals)]
         ports = {name: (free_port(), free_port()) for name in ("nn1", "nn2")}
         common: dict[str, object] = {
             "fs.defaultFS": "hdfs://ns", "dfs.nameservices": "ns", "dfs.ha.namenodes.ns": "nn1,nn2",
-            "dfs.namenode.shared.edits.dir": f"qjournal://127.0.0.1:{journal}/ns",
-            "dfs.journalnode.rpc-address": f"127.0.0.1:{journal}", "dfs.journalnode.http-address": f"127.0.0.1:{journal_http}",
+            "dfs.namenode.shared.edits.dir": f"qjournal://{';'.join(addresses)}/ns",
+            "dfs.journalnode.enable.sync.format": "true", "dfs.journalnode.sync.interval": 1000,
             "dfs.client.failover.proxy.provider.ns": f"{_HDFS}.server.namenode.ha.ConfiguredFailoverProxyProvider",
             "dfs.ha.fencing.methods": "shell(/bin/true)",
         }  # fmt: skip
@@ -200,9 +200,15 @@ class HighlyAvailableHdfs(Hdfs):
             common |= {f"dfs.namenode.rpc-address.ns.{name}": f"127.0.0.1:{rpc}"}
             common |= {f"dfs.namenode.http-address.ns.{name}": f"127.0.0.1:{http}"}
         super().__init__(datanodes, **common)
-        self.journal = JournalNode("journalnode", common)
-        self.journal.port = journal
-        self.journal.configure({**common, "dfs.journalnode.edits.dir": self.journal.folder / "edits"})
+        self.journals = []
+        for number, address in enumerate(addresses):
+            node = JournalNode(f"journalnode{number}", common)
+            node.port = int(address.split(":")[1])
+            node.configure({
+                **common, "dfs.journalnode.edits.dir": node.folder / "edits", "dfs.journalnode.rpc-address": address,
+                "dfs.journalnode.http-address": f"127.0.0.1:{free_port()}",
+            })  # fmt: skip
+            self.journals.append(node)
         self.standby = NameNode("namenode2", common)
         for name, node in (("nn1", self.namenode), ("nn2", self.standby)):
             node.rpc, node.port = ports[name]
@@ -225,7 +231,8 @@ class HighlyAvailableHdfs(Hdfs):
         }
 
     def start(self) -> None:
-        self.journal.start()
+        with ThreadPoolExecutor() as pool:
+            list(pool.map(lambda node: node.start(), self.journals))
         self.namenode.run(NameNode.daemon, "-format", "-nonInteractive", "-force")
         self.namenode.start()
         self.standby.run(NameNode.daemon, "-bootstrapStandby", "-nonInteractive", "-force")
@@ -236,7 +243,7 @@ class HighlyAvailableHdfs(Hdfs):
 
     @property
     def all(self) -> list[Part]:
-        return [self.journal, self.namenode, self.standby, *self.datanodes]
+        return [*self.journals, self.namenode, self.standby, *self.datanodes]
 
     @property
     def active(self) -> NameNode:
@@ -251,5 +258,5 @@ class HighlyAvailableHdfs(Hdfs):
 
     def remove(self) -> None:
         super().remove()
-        self.standby.remove()
-        self.journal.remove()
+        for node in (self.standby, *self.journals):
+            node.remove()

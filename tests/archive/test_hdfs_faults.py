@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import shutil
 import threading
 import time
 
 import pytest
 from hadoop import Hdfs, HighlyAvailableHdfs
-from parts import running
+from parts import running, wait_for
 from skywave_archive import restore as restoring
 from skywave_archive.source import Shard
 from vault import Vault, days_ago
@@ -370,3 +371,28 @@ def test_04_the_namenode_is_restarted_in_the_middle_of_an_export(fragile, fragil
     restarted[0].join()
     fragile.wait()
     complete(fragile_vault, clickhouse)
+
+
+def test_a_journalnode_that_lost_its_disk_takes_part_again_by_itself():
+    cluster = HighlyAvailableHdfs(datanodes=1, journals=3)
+    lost = cluster.journals[1]
+    edits = lost.folder / "edits"
+    try:
+        cluster.start()
+        cluster.op("PUT", "/before", "MKDIRS")
+        lost.kill()
+        shutil.rmtree(edits)
+        cluster.op("PUT", "/without", "MKDIRS")
+        lost.start()
+        # The standby lets the log roll every two minutes: then it is heard of, and with the next one written to.
+        for what, pattern in (("formatted like the others", "VERSION"), ("written to again", "edits_inprogress*")):
+            cluster.admin("-fs", f"hdfs://127.0.0.1:{cluster.namenode.rpc}", "-rollEdits")
+            wait_for(lambda name=pattern: list(edits.glob(f"ns/current/{name}")), 60, f"it is {what}")
+        cluster.journals[2].kill()
+        cluster.op("PUT", "/after", "MKDIRS")
+        cluster.namenode.kill()
+        cluster.fail_over()
+        for path in ("/before", "/without", "/after"):
+            cluster.op("GET", path, "GETFILESTATUS")
+    finally:
+        cluster.remove()
