@@ -16,7 +16,6 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, closing
 from datetime import date, timedelta
-from queue import SimpleQueue
 
 import plot
 from parts import ClickHouse
@@ -85,20 +84,17 @@ def fill(stores: list[Store], late: bool) -> None:
 
 
 def run(stores: list[Store], works: list[list[str]], what: str) -> None:
-    """Each work's statements in their order, one work at a time on each connection."""
-    idle: SimpleQueue[Store] = SimpleQueue()
-    for store in stores:
-        idle.put(store)
+    """Each work's statements in their order; a connection that is done takes the next work."""
+    left = enumerate(works, 1)
 
-    def one(statements: list[str]) -> None:
-        store = idle.get()
-        for sql in statements:
-            store.query(sql)
-        idle.put(store)
+    def on(store: Store) -> None:
+        for number, statements in left:
+            for sql in statements:
+                store.query(sql)
+            progress(f"{number} of {len(works)} {what}")
 
     with ThreadPoolExecutor(len(stores)) as pool:
-        for done, _ in enumerate(pool.map(one, works), 1):
-            progress(f"{done} of {len(works)} {what}")
+        list(pool.map(on, stores))
 
 
 def progress(text: str) -> None:
