@@ -51,7 +51,7 @@ def ensure_docker() -> None:
         return
     log = Path(tempfile.gettempdir()) / "dockerd.log"
     with log.open("ab") as out:
-        subprocess.Popen(["/usr/sbin/dockerd"], stdout=out, stderr=out, start_new_session=True)
+        subprocess.run(["setsid", "--fork", "/usr/sbin/dockerd"], stdout=out, stderr=out, check=True)
     for _ in range(120):
         time.sleep(0.5)
         if _answers():
