@@ -72,7 +72,7 @@ test-deploy: $(VENV)/deploy $(VENV)/installed
 	@./tests/system-packages.sh docker.io docker-compose debootstrap maven openjdk-17-jre-headless vagrant
 	cd ansible && PATH=$(CURDIR)/$(VENV)-deploy/bin:$$PATH ansible-lint --offline --profile production .
 	$(VENV)-deploy/bin/python -m pytest -c tests/deploy/pytest.ini --rootdir tests/deploy tests/deploy $(DEPLOY)
-	$(BIN)/pytest tests/compose $(DEPLOY)
+	$(BIN)/pytest tests/compose $(DEPLOY) || test $$? -eq 5  # 5: DEPLOY has chosen tests of the lab alone
 
 lint: $(VENV)/installed
 	$(BIN)/ruff check --quiet

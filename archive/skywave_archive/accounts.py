@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import io
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -15,10 +16,10 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from skywave.errors import EXIT_DATA, SkywaveError
 from skywave.server.store import Store
 
 from .archive import Archive
-from .datafile import DamagedFile
 from .source import Shard
 from .workspace import HERE, Step, Workspace
 
@@ -80,49 +81,75 @@ def read_store(store: Store, table: AccountTable) -> list[Row]:
     return store.read_whole([table.name], read)
 
 
-def read_archive(archive: Archive, table: AccountTable) -> list[Row]:
-    """A table's rows as the archive has them; raises ``DamagedFile``. The file's name carries its hash."""
-    parts = []
+class DamagedAccounts(SkywaveError):
+    """A file of accounts has other bytes than it was written with; ``name`` is its name."""
+
+    exit_code = EXIT_DATA
+
+    def __init__(self, name: str) -> None:
+        super().__init__(
+            f"{FOLDER}/{name}: its bytes are not those it was written with",
+            "What the store has of it is archived beside it at the next export. Move the file out of the archive.",
+        )
+        self.name = name
+
+
+def read_archive(archive: Archive, table: AccountTable) -> tuple[list[Row], list[DamagedAccounts]]:
+    """A table's rows as the archive has them, and what is wrong with its files. The file's name carries its hash."""
+    parts, problems = [], []
     for name in _present(archive, table):
         content = archive.target.read_bytes(f"{FOLDER}/{name}")
         if _name(table, content) != name:
-            raise DamagedFile(f"{FOLDER}/{name}: its bytes are not those it was written with")
+            problems.append(DamagedAccounts(name))
+            continue
         columns = pq.read_table(io.BytesIO(content)).cast(table.schema).columns
         parts.append(list(zip(*(column.to_pylist() for column in columns), strict=True)))
-    return table.merged(*parts)
+    return table.merged(*parts), problems
 
 
-def export_accounts(archive: Archive, work: Workspace, shards: list[Shard]) -> int:
-    """Brings the archive's accounts up to date; returns how many rows they have."""
+def export_accounts(archive: Archive, work: Workspace, shards: list[Shard]) -> tuple[int, list[DamagedAccounts]]:
+    """Brings the archive's accounts up to date; returns how many rows they have, and what is wrong with their files. A
+    damaged one stays where it is, unless the store has all that it had."""
     total = 0
+    problems: list[DamagedAccounts] = []
     for table in ACCOUNTS:
-        rows = table.merged(read_archive(archive, table), *(read_store(shard.store, table) for shard in shards))
+        archived, damaged = read_archive(archive, table)
+        rows = table.merged(archived, *(read_store(shard.store, table) for shard in shards))
         total += len(rows)
         if not rows:
+            problems += damaged
             continue
         content = _encode(table, rows)
         name = _name(table, content)
-        present = _present(archive, table)
+        problems += [problem for problem in damaged if problem.name != name]
+        bad = {problem.name for problem in damaged}
+        present = [file for file in _present(archive, table) if file not in bad]
         if present == [name]:
             continue
         change = work.stage()
         work.target.put(work.staged(f"{change}/{name}"), content)
-        steps: list[Step] = [(f"{HERE}/{change}/{name}", f"{FOLDER}/{name}")]
+        steps: list[Step] = [(f"{FOLDER}/{name}", f"{HERE}/{change}/bad-{name}")] if name in bad else []
+        steps.append((f"{HERE}/{change}/{name}", f"{FOLDER}/{name}"))
         # The old one goes last: with both there, readers see rows twice but never miss one, and their union is right.
         steps += [(f"{FOLDER}/{old}", f"{HERE}/{change}/old-{old}") for old in present if old != name]
         work.publish(change, steps)
-    return total
+    return total, problems
 
 
-def restore_accounts(archive: Archive, stores: list[Store], owner: Callable[[int], int]) -> dict[str, int]:
-    """Adds what the stores' accounts lack, each client's to its shard; returns rows added, by table.
+def restore_accounts(
+    archive: Archive, stores: list[Store], owner: Callable[[int], int]
+) -> tuple[dict[str, int], list[DamagedAccounts]]:
+    """Adds what the stores' accounts lack, each client's to its shard; returns rows added, by table, and what is wrong with
+    the archive's files: what can be read is added all the same.
 
     A stream comes back without its pending range: unless its client says again that it still holds those readings, what
     neither store nor archive has is missing, and the audit must say so.
     """
     added = {}
+    problems: list[DamagedAccounts] = []
     for table in ACCOUNTS:
-        archived = read_archive(archive, table)
+        archived, damaged = read_archive(archive, table)
+        problems += damaged
         added[table.name] = 0
         for number, store in enumerate(stores):
             have = read_store(store, table)
@@ -133,23 +160,18 @@ def restore_accounts(archive: Archive, stores: list[Store], owner: Callable[[int
                 rows = [(*row[:3], 0, 0, row[5]) for row in rows]
             store.insert_rows(table.name, tuple(table.columns), rows)
             added[table.name] += len(rows)
-    return added
+    return added, problems
 
 
-def verify_accounts(archive: Archive) -> list[str]:
+def verify_accounts(archive: Archive) -> list[DamagedAccounts]:
     """What is wrong with the accounts' files."""
-    problems = []
-    for table in ACCOUNTS:
-        try:
-            read_archive(archive, table)
-        except (DamagedFile, pa.ArrowException) as error:
-            problems.append(str(error))
-    return problems
+    return [problem for table in ACCOUNTS for problem in read_archive(archive, table)[1]]
 
 
 def _present(archive: Archive, table: AccountTable) -> list[str]:
-    """The names of a table's files: one, or two after a crash."""
-    return [entry.name for entry in archive.target.entries(FOLDER) if entry.name.startswith(f"{table.name}.")]
+    """The names of a table's files: one, or two after a crash. Others, like an operator's copy, are left alone."""
+    ours = re.compile(rf"{table.name}\.[0-9a-f]{{32}}\.parquet")
+    return [entry.name for entry in archive.target.entries(FOLDER) if ours.fullmatch(entry.name)]
 
 
 def _encode(table: AccountTable, rows: list[Row]) -> bytes:

@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import contextlib
 import json
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import UTC, date, datetime
@@ -26,12 +26,13 @@ from typing import Any
 
 from skywave.errors import SkywaveError
 
-from .manifest import BrokenManifest, Manifest, manifest_name, parse_name
+from .manifest import BrokenManifest, Manifest, generation_of, manifest_name, parse_name
 from .target import Entry, NotFound, Target, TargetUnavailable
 
 MANIFESTS, LOCKS, STAGING, SUPERSEDED, TRASH, STATE, KEPT_FROM = (
     "_manifests", "_locks", "_staging", "_superseded", "_trash", "_state.json", "_kept_from",
 )  # fmt: skip
+_AT_ONCE = 8
 
 
 def within(day: date, first: date | None, last: date | None) -> bool:
@@ -51,6 +52,8 @@ class DayFiles:
     listed: dict[str, Entry]
     """The files the manifest names, as far as they are there."""
     alien: list[str]
+    lost: list[str]
+    """Files of a later generation, whose manifest is not there: rows of the day that nobody knows of."""
 
 
 class Archive:
@@ -90,8 +93,10 @@ class Archive:
             except SkywaveError as error:
                 return item[0], error
 
-        with ThreadPoolExecutor(8) as pool:
-            yield from pool.map(load, self.generations(table).items())
+        newest = list(self.generations(table).items())
+        with ThreadPoolExecutor(_AT_ONCE) as pool:  # a few at a time, because a manifest of many streams is large
+            for start in range(0, len(newest), _AT_ONCE):
+                yield from pool.map(load, newest[start : start + _AT_ONCE])
 
     def orphans(self, table: str) -> list[date]:
         """Days that have a folder but no manifest: broken."""
@@ -108,9 +113,12 @@ class Archive:
         """What the day's folder holds, told apart by the manifest."""
         wanted = {file.name for file in manifest.files}
         entries = self.target.entries(day_folder(manifest.table, manifest.day))
+        others = [entry.name for entry in entries if entry.name not in wanted]
+        lost = [name for name in others if generation_of(name) > manifest.generation]
         return DayFiles(
             {entry.name: entry for entry in entries if entry.name in wanted},
-            [entry.name for entry in entries if entry.name not in wanted],
+            [name for name in others if name not in lost],
+            lost,
         )
 
     def state(self) -> dict[str, Any]:
@@ -134,6 +142,11 @@ class Archive:
             return date.fromisoformat(self.target.read_bytes(KEPT_FROM).decode().strip())
         except (NotFound, ValueError):
             return date.min
+
+
+def data_files(entries: Iterable[Entry]) -> list[Entry]:
+    """Those of a folder's entries that are data files of this archive."""
+    return [entry for entry in entries if generation_of(entry.name)]
 
 
 def manifest_path(table: str, day: date, generation: int) -> str:

@@ -110,7 +110,9 @@ def export(
                         report.problem(result.error, f"{result.table} {result.day}: ")
                     else:
                         report.line(_export_line(result))
-            accounts = export_accounts(archive, work, shards)
+            accounts, damaged = export_accounts(archive, work, shards)
+            for problem in damaged:
+                report.problem(problem)
     waiting = [result.day for result in results if result.outcome in ("failed", "unsealed")]
     report.oldest_open = min(waiting, default=None)
     if any(result.outcome == "unsealed" for result in results):
@@ -208,7 +210,7 @@ def verify(
                 marks[key] = {"manifest": "", "level": "list", "at": utc_now()}
     problems = verify_accounts(archive)
     for problem in problems:
-        report.line(problem)
+        report.line(str(problem))
     if marks:
         try:
             with Workspace(archive.target, report.settings.export.lock_ttl) as work:
@@ -221,7 +223,8 @@ def verify(
         report.exit_code = EXIT_DATA
     report.line(f"{good} of {checked} days are good at level {level}")
     report.document |= {
-        "level": level, "days": checked, "good": good, "findings": [f.as_json() for f in findings], "accounts": problems,
+        "level": level, "days": checked, "good": good, "findings": [f.as_json() for f in findings],
+        "accounts": [str(problem) for problem in problems],
     }  # fmt: skip
 
 
@@ -293,7 +296,9 @@ def restore(
                     f"{table.name} {result.day}: {result.outcome}, {result.rows:,} rows, {result.seconds:.1f} s"
                 )
         if selection.everything:
-            accounts = restore_accounts(archive, restorer.stores, restorer.owner)
+            accounts, damaged = restore_accounts(archive, restorer.stores, restorer.owner)
+            for problem in damaged:
+                report.problem(problem)
         behind = restorer.settle()
     for why in behind:
         report.line(f"a replica has not everything yet, and fetches it by itself: {why}")

@@ -256,7 +256,7 @@ def read_rows(target: Target, path: str, table: Table, file: File) -> Iterator[t
     """
     check_bytes(target, path, file)
     try:
-        parquet, window = _open(target, path, file)
+        parquet, window = _open(target, path, file.bytes)
         metadata = parquet.metadata
         ends = [_group_end(metadata.row_group(number)) for number in range(metadata.num_row_groups)]
         found, start, position, rows, total = hashlib.sha256(), 0, 0, 0, 0
@@ -291,16 +291,24 @@ def read_rows(target: Target, path: str, table: Table, file: File) -> Iterator[t
         raise DamagedFile(f"{path}: cannot be decoded: {' '.join(str(error).split())[:200]}") from error
 
 
-def _open(target: Target, path: str, file: File) -> tuple[pq.ParquetFile, _Window]:
-    if file.bytes < 12:
+def count_rows(target: Target, path: str, size: int) -> int:
+    """How many rows a file of ``size`` bytes says it has, without its manifest; 0 if it cannot say."""
+    try:
+        return int(_open(target, path, size)[0].metadata.num_rows)
+    except (DamagedFile, NotFound, pa.ArrowException, OSError, ValueError):
+        return 0
+
+
+def _open(target: Target, path: str, size: int) -> tuple[pq.ParquetFile, _Window]:
+    if size < 12:
         raise DamagedFile(f"{path}: too short")
-    window = _Window(file.bytes)
-    tail = b"".join(target.read(path, file.bytes - 8, 8))
+    window = _Window(size)
+    tail = b"".join(target.read(path, size - 8, 8))
     footer = int.from_bytes(tail[:4], "little") + 8
-    if tail[4:] != b"PAR1" or footer > file.bytes:
+    if tail[4:] != b"PAR1" or footer > size:
         raise DamagedFile(f"{path}: no Parquet footer at its end")
-    start = max(0, file.bytes - max(footer, _TAIL))
-    window.stretches[start] = b"".join(target.read(path, start, file.bytes - start))
+    start = max(0, size - max(footer, _TAIL))
+    window.stretches[start] = b"".join(target.read(path, start, size - start))
     return pq.ParquetFile(window, page_checksum_verification=True, pre_buffer=False), window
 
 

@@ -5,17 +5,17 @@ from __future__ import annotations
 import random
 import secrets
 from collections.abc import Callable
-from contextlib import closing
+from contextlib import closing, suppress
 from dataclasses import asdict, dataclass, replace
 from datetime import date
 from typing import Any
 
 from skywave import config
-from skywave.errors import SkywaveError
+from skywave.errors import StoreUnavailable
 from skywave.server.store import open_store
 
 from .archive import Archive
-from .manifest import Manifest
+from .manifest import BrokenManifest, Manifest, NewerManifest
 from .restore import NothingThere, Restorer, Selection
 from .tables import TELEMETRY
 
@@ -42,14 +42,7 @@ def drill(
     progress: Callable[[int], None] = lambda _: None,
 ) -> Drill:
     """Restores a day (a random one by default) next to the store's own database and drops it again."""
-    days = {
-        found: manifest
-        for found, manifest in archive.manifests(TELEMETRY.name)
-        if not isinstance(manifest, SkywaveError) and manifest.rows and day in (None, found)
-    }
-    if not days:
-        raise NothingThere(f"there is no archived day with rows to restore{f': {day}' if day else ''}", "See the list.")
-    manifest: Manifest = days[random.SystemRandom().choice(sorted(days))]
+    manifest = _choose(archive, day)
     settings = _one_server(settings)
     database = f"{settings.database}_drill_{secrets.token_hex(4)}"
     try:
@@ -66,9 +59,26 @@ def drill(
             store.query(f"DROP DATABASE IF EXISTS {database}")
 
 
+def _choose(archive: Archive, day: date | None) -> Manifest:
+    """The manifest of ``day``, or of any day that has rows; raises ``NothingThere``."""
+    generations = archive.generations(TELEMETRY.name)
+    days = [found for found in generations if day in (None, found)]
+    for found in random.SystemRandom().sample(days, len(days)):
+        with suppress(BrokenManifest, NewerManifest):
+            manifest = archive.manifest(TELEMETRY.name, found, generations[found][-1])
+            if manifest.rows:
+                return manifest
+    raise NothingThere(f"there is no archived day with rows to restore{f': {day}' if day else ''}", "See the list.")
+
+
 def _one_server(settings: config.Store) -> config.Store:
     """The store without its shards: one of their servers is enough, and need not replicate what is dropped again."""
     if not settings.shards:
         return settings
-    host, port = config.addresses(next(iter(settings.shards.values())).replicas)[0]
-    return replace(settings, host=host, port=port, shards={})
+    addresses = [address for shard in settings.shards.values() for address in config.addresses(shard.replicas)]
+    for host, port in addresses:
+        one = replace(settings, host=host, port=port, shards={})
+        with suppress(StoreUnavailable), closing(open_store(one)) as store:
+            store.query("SELECT 1")
+            break
+    return one

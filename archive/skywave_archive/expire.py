@@ -58,9 +58,13 @@ def _expire_day(
     # A shard that was dropped by a run that ended before the others' turn is done.
     done = [shard.name for shard in shards if not found[shard.name][0] and _is_expired(shard, manifest)]
     differ = [
-        name for name in archived.keys() | found.keys() if name not in done and archived.get(name) != found.get(name)
+        name
+        for name in archived.keys() | found.keys()
+        if name not in done and archived.get(name, (0, 0)) != found.get(name, (0, 0))
     ]
-    if differ:
+    # Shards that were added, or another shape that the day was restored into, hold the same day all the same.
+    whole = (sum(rows for rows, _ in found.values()), add(*(digest for _, digest in found.values())))
+    if differ and whole != (manifest.rows, manifest.digest):
         return DayExpired(
             day, "kept", sum(rows for rows, _ in found.values()),
             f"shard {', '.join(sorted(differ))} has not what is archived of it: run skywave-archive export",

@@ -7,7 +7,6 @@ a day that has shrunk in the store since (expired, half restored) therefore neve
 
 from __future__ import annotations
 
-import re
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, nullcontext
 from dataclasses import dataclass
@@ -17,9 +16,10 @@ from typing import Any, NamedTuple
 from skywave import __version__
 from skywave.errors import EXIT_DATA, SkywaveError
 
-from .archive import SUPERSEDED, Archive, day_folder, manifest_path, utc_now, utc_today
+from .archive import SUPERSEDED, Archive, data_files, day_folder, manifest_path, utc_now, utc_today
+from .datafile import count_rows
 from .known import Known
-from .manifest import BrokenManifest, Manifest, ShardState
+from .manifest import BrokenManifest, Manifest, ShardState, generation_of
 from .ranges import Ranges, StreamName, cover, united
 from .reading import Progress, Reader, Staged
 from .settings import Export
@@ -27,7 +27,6 @@ from .source import Clients, Shard, columns_of
 from .tables import Table, add
 from .workspace import HERE, Step, Workspace
 
-_OURS = re.compile(r"[A-Za-z0-9]+-gen\d{4}-\d+-\d{4}-[0-9a-f]{8}\.parquet")
 PART_ROWS = 4_000_000
 """A shard's day is read in several parts at once if each has as many rows."""
 MAX_FILES = 16
@@ -94,8 +93,7 @@ class Exporter:
         if anew:
             return self._anew(_Job(table, day, markers, None, generation, day < utc_today()), generations)
         old = self.archive.manifest(table.name, day, generations[-1]) if generations else None
-        if old is None:
-            self._refuse_leftovers(table, day)
+        self._refuse_leftovers(table, day, old)
         job = _Job(table, day, markers, old, generation, day < utc_today())
         put_together = bool(old and job.closed and not old.sealed and len(old.files) > MAX_FILES)
         # Read as a whole if the day is to be put together, or if rows that the archive has differ in the store now. If
@@ -105,11 +103,18 @@ class Exporter:
         return result or DayResult(table.name, day, "unsealed", note="it changed while it was read")
 
     def _anew(self, job: _Job, generations: list[int]) -> DayResult:
-        try:
-            must_have = self.archive.manifest(job.table.name, job.day, generations[-1]) if generations else None
-        except BrokenManifest:
-            must_have = None
-        result = self._attempt(job, True, must_have)
+        must_have = None
+        for generation in reversed(generations):
+            try:
+                must_have = self.archive.manifest(job.table.name, job.day, generation)
+                break
+            except BrokenManifest:
+                continue
+        # Whatever manifests are there still: what lies in the day's folder is no more than what comes instead of it.
+        folder = day_folder(job.table.name, job.day)
+        there = data_files(self.archive.target.entries(folder))
+        least = sum(count_rows(self.archive.target, f"{folder}/{file.name}", file.size) for file in there)
+        result = self._attempt(job, True, must_have, least)
         if result is None:
             raise Shrunk(
                 f"the store has not all that the archive has of {job.day}: nothing was changed",
@@ -117,7 +122,9 @@ class Exporter:
             )
         return result
 
-    def _attempt(self, job: _Job, whole: bool, must_have: Manifest | None = None) -> DayResult | None:
+    def _attempt(self, job: _Job, whole: bool, must_have: Manifest | None = None, least: int = 0) -> DayResult | None:
+        """None if what the store has does not do: it lacks rows of the old generation, of ``must_have``, or has fewer than
+        ``least``."""
         table, day, old, closed = job.table, job.day, job.old, job.closed
         self.reader.stopping = False
         change = self.work.stage()
@@ -125,13 +132,15 @@ class Exporter:
         self.work.target.make_folder(self.work.staged(f"{change}/files"))
         self.work.assert_owned()
         base = None if whole else old  # what the new generation builds on
+        must_have = old or must_have
         known = Known(self.archive.target, table, base)
+        wanted = Known(self.archive.target, table, must_have if whole else None, lenient=True)
         parts = self._parts(table, day)
 
         def stage(part: _Part) -> Staged:
             prefix = f"{change}/read/{part.shard.name}-gen{job.generation:04}-{part.number}"
             with closing(part.shard.another()) if part.clients else nullcontext(part.shard) as shard:
-                return self.reader.stage(shard, table, day, part.clients, known, prefix)
+                return self.reader.stage(shard, table, day, part.clients, known, wanted, prefix)
 
         staged = {shard.name: Staged() for shard in self.shards}
         with ThreadPoolExecutor(min(self.settings.parallel, len(parts)), "shard") as pool:
@@ -144,8 +153,9 @@ class Exporter:
         steady = all(part.steady for part in staged.values())
         result = DayResult(table.name, day, "exported" if steady or not closed else "unsealed")
         self._refuse_doubles(job.day, staged)
-        must_have = old or must_have
-        if whole and must_have and not self._contains(must_have, staged):
+        if whole and must_have and not self._contains(must_have, wanted, staged):
+            return None
+        if sum(part.rows for part in staged.values()) < least:
             return None
         if whole and old is None and not any(part.rows for part in staged.values()) and job.generation > 1:
             return None
@@ -216,11 +226,14 @@ class Exporter:
                     )
                 seen[name] = both
 
-    def _contains(self, old: Manifest, staged: dict[str, Staged]) -> bool:
-        """True if what was read holds every row of the old generation: its numbers, and as many unnamed rows."""
+    def _contains(self, old: Manifest, wanted: Known, staged: dict[str, Staged]) -> bool:
+        """True if what was read holds every row of the old generation: its numbers, and the rows without numbers that could
+        be read; of those in damaged files, as many."""
         unnamed = self._unnamed(None, staged)
-        return cover(self._streams(None, staged), old.streams) and all(
-            unnamed.get(client, 0) >= rows for client, rows in old.unnamed_rows.items()
+        return (
+            cover(self._streams(None, staged), old.streams)
+            and sum(part.wanted_rows for part in staged.values()) == wanted.unnamed
+            and all(unnamed.get(client, 0) >= rows for client, rows in old.unnamed_rows.items())
         )
 
     @staticmethod
@@ -240,8 +253,13 @@ class Exporter:
 
     # -- publishing --------------------------------------------------------------------------------------------------------
 
-    def _refuse_leftovers(self, table: Table, day: date) -> None:
-        if self.archive.target.entries(day_folder(table.name, day)):
+    def _refuse_leftovers(self, table: Table, day: date, old: Manifest | None) -> None:
+        if old and (lost := self.archive.day_files(old).lost):
+            raise BrokenManifest(
+                f"{day_folder(table.name, day)} holds {lost[0]}, but its generation has no manifest",
+                f"If the store has the whole day: skywave-archive export --day {day} --anew.",
+            )
+        if not old and self.archive.target.entries(day_folder(table.name, day)):
             raise BrokenManifest(
                 f"{day_folder(table.name, day)} holds files, but the day has no manifest",
                 "Move the folder out of the archive, then export the day again.",
@@ -260,7 +278,7 @@ class Exporter:
         else:
             # Everything at once: the folder with the new files, and those that stay, takes the old one's place.
             gone = (
-                {name for name in present if _OURS.fullmatch(name)} if old is None else present & set(manifest.replaced)
+                {name for name in present if generation_of(name)} if old is None else present & set(manifest.replaced)
             )
             if self.archive.target.status(day):
                 steps.append((day, f"{here}/aside"))

@@ -7,7 +7,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from .archive import day_folder
-from .datafile import read_rows
+from .datafile import DamagedFile, read_rows
 from .manifest import Manifest
 from .ranges import runs
 from .tables import Hashes, Table, row_hashes
@@ -15,26 +15,43 @@ from .target import Target
 
 
 class Known:
-    """The rows that a generation holds, by identity; without a manifest, none."""
+    """The rows that a generation holds, by identity; without a manifest, none.
 
-    def __init__(self, target: Target, table: Table, manifest: Manifest | None = None) -> None:
-        self._table = table
+    Raises ``DamagedFile`` if rows without numbers must be read and cannot; with ``lenient`` their file is left out.
+    """
+
+    def __init__(self, target: Target, table: Table, manifest: Manifest | None = None, lenient: bool = False) -> None:
+        self._table, self._lenient = table, lenient
         self.files = manifest.files if manifest else []
         self._streams = manifest.streams if manifest else {}
         self._unnamed = np.empty(0, np.uint64)
         if manifest and manifest.unnamed_rows:
             self._unnamed = self._read_unnamed(target, manifest)
 
+    @property
+    def unnamed(self) -> int:
+        """How many rows without numbers are known."""
+        return len(self._unnamed)
+
     def _read_unnamed(self, target: Target, manifest: Manifest) -> Hashes:
         parts = [self._unnamed]
         for file in self.files:
             if any(file.first_client <= client <= file.last_client for client in manifest.unnamed_rows):
                 path = f"{day_folder(manifest.table, manifest.day)}/{file.name}"
-                parts += [
-                    row_hashes(unnamed_rows(self._table, batch), self._table.identity)
-                    for batch, _ in read_rows(target, path, self._table, file)
-                ]
+                try:
+                    parts += [
+                        row_hashes(unnamed_rows(self._table, batch), self._table.identity)
+                        for batch, _ in read_rows(target, path, self._table, file)
+                    ]
+                except DamagedFile:
+                    if not self._lenient:
+                        raise
         return np.sort(np.concatenate(parts))
+
+    def count_unnamed(self, rows: pa.RecordBatch) -> int:
+        """How many of a batch's rows without numbers are known."""
+        unnamed = unnamed_rows(self._table, rows)
+        return int(self._in_unnamed(unnamed).sum()) if unnamed.num_rows else 0
 
     def mask(self, batch: pa.RecordBatch) -> NDArray[np.bool_]:
         """For each row, whether it is known."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from dataclasses import asdict, dataclass, field, replace
 from datetime import date
 from typing import Any
@@ -19,6 +20,7 @@ from .ranges import Ranges, StreamName
 from .tables import add
 
 FORMAT = 1
+_DATA_FILE = re.compile(r"[A-Za-z0-9]+-gen(\d{4,})-\d+-\d{4,}-[0-9a-f]{8}\.parquet")
 
 
 class BrokenManifest(SkywaveError):
@@ -52,7 +54,7 @@ class File:
     @property
     def generation(self) -> int:
         """The generation that wrote it; its name says so."""
-        return int(self.name.partition("-gen")[2].partition("-")[0] or 0)
+        return generation_of(self.name)
 
 
 @dataclass(frozen=True)
@@ -160,6 +162,12 @@ class Manifest:
 def manifest_name(day: date, generation: int) -> str:
     """The file's name of a generation's manifest."""
     return f"{day.isoformat()}.gen-{generation:04}.json"
+
+
+def generation_of(name: str) -> int:
+    """The generation that wrote a data file, by its name; 0 for an alien one."""
+    found = _DATA_FILE.fullmatch(name)
+    return int(found[1]) if found else 0
 
 
 def parse_name(name: str) -> tuple[date, int] | None:

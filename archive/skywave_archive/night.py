@@ -77,6 +77,7 @@ def export_days(
             began = time.monotonic()
             markers = {name: found[day] for name, found in todo.markers.items() if day in found}
             generations = todo.generations.get(day, [])
+            closed = day < utc_today()
             try:
                 result = exporter.export(todo.table, day, markers, generations, anew)
             except SkywaveError as error:
@@ -85,7 +86,7 @@ def export_days(
                     raise
                 result = DayResult(todo.table.name, day, "failed", note=str(error), error=error)
             result.seconds = round(time.monotonic() - began, 2)
-            if result.outcome not in ("unsealed", "failed") and day < utc_today():
+            if result.outcome not in ("unsealed", "failed") and closed:
                 marks[f"{todo.table.name}/{day}"] = {"generation": result.generation, "shards": markers}
             yield result
     finally:

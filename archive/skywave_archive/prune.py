@@ -89,7 +89,9 @@ def _why_not(
             old = archive.manifest(table, day, number)
         except SkywaveError as error:
             return f"{error}: it cannot be told whether the newest generation has all of it; {name_it}"
-        if not cover(newest.streams, old.streams):
+        unnamed = newest.unnamed_rows
+        fewer = any(unnamed.get(client, 0) < rows for client, rows in old.unnamed_rows.items())
+        if fewer or not cover(newest.streams, old.streams):
             return f"generation {number} has readings that the newest has not; {name_it}"
     return ""
 
@@ -114,7 +116,7 @@ def plan_days(
             except SkywaveError as error:
                 removal.refused = f"{error}: a broken day is never removed"
             else:
-                if manifest.rows and day not in named and not in_store(manifest):
+                if removal.files and day not in named and not (manifest.rows and in_store(manifest)):
                     copy = "last verified copy" if archive.verified(manifest, state) else "last copy"
                     removal.refused = (
                         f"this is the {copy}: the store has not all of it; to remove it, name it: --day {day}"

@@ -45,15 +45,15 @@ class Ranges(NamedTuple):
 
     def union(self, other: Ranges) -> Ranges:
         """The numbers of both."""
-        pairs = sorted([*zip(self.first.tolist(), self.last.tolist(), strict=True),
-                        *zip(other.first.tolist(), other.last.tolist(), strict=True)])  # fmt: skip
-        merged: list[list[int]] = []
-        for first, last in pairs:
-            if merged and first <= merged[-1][1] + 1:
-                merged[-1][1] = max(merged[-1][1], last)
-            else:
-                merged.append([first, last])
-        return Ranges.of(merged)
+        first, last = np.concatenate([self.first, other.first]), np.concatenate([self.last, other.last])
+        if not len(first):
+            return self
+        order = np.argsort(first, kind="stable")
+        first, last = first[order], np.maximum.accumulate(last[order])
+        # Unsigned: the difference means something where the first comparison holds.
+        apart = (first[1:] > last[:-1]) & (first[1:] - last[:-1] > 1)
+        starts = np.flatnonzero(np.append(True, apart))
+        return Ranges(first[starts], last[np.append(starts[1:] - 1, len(last) - 1)])
 
     @classmethod
     def of(cls, pairs: list[list[int]]) -> Ranges:

@@ -31,12 +31,14 @@ Progress = Callable[[int], None]
 
 @dataclass
 class Staged:
-    """What one shard gave: new files in the workspace, and what it held in all."""
+    """What one shard gave: new files in the workspace, and what it held in all. ``wanted_rows`` counts rows without numbers
+    that a generation which may be replaced has as well."""
 
     rows: int = 0
     digest: int = 0
     known_rows: int = 0
     known_digest: int = 0
+    wanted_rows: int = 0
     steady: bool = True
     files: list[File] = field(default_factory=list)
     streams: dict[StreamName, Ranges] = field(default_factory=dict)
@@ -48,6 +50,7 @@ class Staged:
         self.digest = add(self.digest, part.digest)
         self.known_rows += part.known_rows
         self.known_digest = add(self.known_digest, part.known_digest)
+        self.wanted_rows += part.wanted_rows
         self.steady &= part.steady
         self.files += part.files
         self.streams |= part.streams
@@ -62,16 +65,19 @@ class Reader:
         self.stopping = False
 
     def stage(
-        self, shard: Shard, table: Table, day: date, clients: Clients | None, known: Known, prefix: str
+        self, shard: Shard, table: Table, day: date, clients: Clients | None, known: Known, wanted: Known, prefix: str
     ) -> Staged:
-        """Reads a shard's day, or a part of it, until what was read is what the shard holds, or it has changed too often."""
+        """Reads a shard's day, or a part of it, until what was read is what the shard holds, or it has changed too often.
+
+        Rows that are ``known`` are left out of the files; those without numbers that are ``wanted`` are counted.
+        """
         failing_since = 0.0
         read = repeats = 0
         while True:
             read += 1
             marker = shard.marker(table, day)
             try:
-                staged, expected = self._read(shard, table, day, clients, known, f"{prefix}{read:03}")
+                staged, expected = self._read(shard, table, day, clients, known, wanted, f"{prefix}{read:03}")
             except TargetUnavailable as error:
                 # An upload cannot be gone on with; the rows are read again, into files of other names.
                 failing_since = failing_since or time.monotonic()
@@ -93,7 +99,7 @@ class Reader:
             repeats += 1
 
     def _read(
-        self, shard: Shard, table: Table, day: date, clients: Clients | None, known: Known, prefix: str
+        self, shard: Shard, table: Table, day: date, clients: Clients | None, known: Known, wanted: Known, prefix: str
     ) -> tuple[Staged, tuple[int, int]]:
         staged, streams = Staged(), Collector()
         writer: Writer | None = None
@@ -104,6 +110,8 @@ class Reader:
                 for group in _ahead(_groups(shard.rows(table, day, clients))):
                     if self.stopping:
                         raise TargetError("given up, as another shard's reading failed or the command was ended")
+                    if wanted.unnamed:
+                        staged.wanted_rows += wanted.count_unnamed(group)
                     mask = known.mask(group)
                     seen = group.filter(pa.array(mask)) if mask.any() else None
                     fresh = group.filter(pa.array(~mask)) if seen is not None else group

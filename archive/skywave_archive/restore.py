@@ -22,7 +22,7 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from skywave import config
-from skywave.errors import EXIT_DATA, EXIT_TRY_LATER, ConfigError, SkywaveError
+from skywave.errors import EXIT_DATA, EXIT_TRY_LATER, ConfigError, SkywaveError, StoreUnavailable
 from skywave.server.store import Store, as_column, open_shards, place, text
 
 from .accounts import ACCOUNTS
@@ -33,6 +33,10 @@ from .source import BOUND, is_bound_by_quorum
 from .tables import BY_DAY, TELEMETRY, Hashes, Table, add, digest
 
 Progress = Callable[[int], None]
+MAX_PARTS = 100
+"""Of a day that moves into the target; ClickHouse slows INSERTs down from 150 on (18.16)."""
+MERGE_S = 1800.0
+"""How long one merge may take."""
 
 
 class NotEmpty(SkywaveError):
@@ -156,19 +160,28 @@ class Restorer:
         return [why for store in self.stores for why in store.not_whole(tables)]
 
     def restore(self, table: Table, manifest: Manifest) -> DayRestored:
-        """Restores one day. Damaged files are left out and named, and the rest goes on."""
+        """Restores one day. Damaged files, and those whose manifest is missing, are left out and named; the rest goes on."""
         result = DayRestored(table.name, manifest.day, "restored")
+        result.errors += [
+            BrokenManifest(
+                f"{day_folder(table.name, manifest.day)}/{name} is left out: the manifest of its generation is missing",
+                f"While the old store has the day: skywave-archive export --day {manifest.day} --anew.",
+            )
+            for name in self.archive.day_files(manifest).lost
+        ]
         files = [file for file in manifest.files if self.selection.concerns(file)]
         shards = [_Shard(store, table, manifest, self._tag(manifest, n), n) for n, store in enumerate(self.stores)]
         if not files:
-            result.outcome = "empty"
+            result.outcome = "failed" if result.errors else "empty"
             return result
         expected = manifest if len(shards) == 1 and self.selection.everything else None
+        for shard in shards:
+            shard.store.read_whole([table.name], lambda: None)  # on to a replica that has all of its shard
         todo = [shard for shard in shards if not shard.done(expected)]
         for shard in shards:
             shard.clean()
         if not todo:
-            result.outcome = "there already"
+            result.outcome = "failed" if result.errors else "there already"
             return result
         for shard in todo:
             if not self.merge and shard.count_digest()[0]:
@@ -233,7 +246,7 @@ class _Shard:
         self.target = f"{store.database}.{table.name}"
         self.staging = f"{self.target}_restoring_{manifest.day:%Y%m%d}"
         self.file_staging = f"{self.staging}_file"
-        self.union = f"{self.staging}_union"
+        self.union, self.united = f"{self.staging}_union", f"{self.staging}_united"
         self._journal = f"restored {table.name} {manifest.day}"
         self._rows = self._digest = 0
         self._file_rows = self._file_digest = 0
@@ -269,10 +282,14 @@ class _Shard:
 
     def _create(self, name: str, engine: str) -> None:
         self.store.query(f"DROP TABLE IF EXISTS {name}")
-        settings = " SETTINGS fsync_after_insert = 1, fsync_part_directory = 1" if self.store.modern else ""
+        # Each row group of a file is a part: 18.16 would refuse more than 300 of them.
+        settings = "parts_to_delay_insert = 1000000, parts_to_throw_insert = 1000000"
+        if self.store.modern:
+            settings += ", fsync_after_insert = 1, fsync_part_directory = 1"
         order = ", ".join(self.table.identity)
         self.store.query(
-            f"CREATE TABLE {name} AS {self.target} ENGINE = {engine}() PARTITION BY day ORDER BY ({order}){settings}"
+            f"CREATE TABLE {name} AS {self.target} ENGINE = {engine}() PARTITION BY day ORDER BY ({order})"
+            f" SETTINGS {settings}"
         )
         if engine == "MergeTree":  # its parts merge when they are where they belong
             self.store.query(f"SYSTEM STOP MERGES {name}")
@@ -280,7 +297,7 @@ class _Shard:
     def clean(self) -> None:
         """Drops what an interrupted restore left."""
         self.store.everywhere(
-            [f"DROP TABLE IF EXISTS {name}" for name in (self.staging, self.file_staging, self.union)]
+            [f"DROP TABLE IF EXISTS {name}" for name in (self.staging, self.file_staging, self.union, self.united)]
         )
 
     def begin_file(self) -> None:
@@ -347,6 +364,7 @@ class _Shard:
             raise NotEmpty(
                 f"{self.target} got new rows of {self.day} during the restore", "Stop the servers, and run it again."
             )
+        self._merge_parts()
         if self.table is TELEMETRY:
             self.store.note_arrivals(self.staging, self.day)
         self.store.query(f"ALTER TABLE {self.target} REPLACE PARTITION '{self.day}' FROM {self.staging}")
@@ -360,21 +378,44 @@ class _Shard:
 
     def _unite(self, before: tuple[int, int]) -> tuple[int, int]:
         """Adds the target's rows to the staged ones; of a reading that both have, the target's copy stays."""
-        union = self.union
+        union, united = self.union, self.united
         self._create(union, "ReplacingMergeTree")
+        self._create(united, "MergeTree")
         columns = ", ".join((*self.table.columns, "day"))
         # Last come, last kept.
         self.store.query(f"INSERT INTO {union} ({columns}) SELECT {columns} FROM {self.staging}")
         self.store.query(
             f"INSERT INTO {union} ({columns}) SELECT {columns} FROM {self.target} FINAL WHERE day = '{self.day}'"
         )
-        self.store.query(f"OPTIMIZE TABLE {union} PARTITION '{self.day}' FINAL")
-        rows, total = self.count_digest(union)
+        # Unlike OPTIMIZE it says how far it is, so that no connection times out over a large day, and it never does nothing.
+        self.store.query(f"INSERT INTO {united} ({columns}) SELECT {columns} FROM {union} FINAL")
+        rows, total = self.count_digest(united)
         if rows < max(before[0], self._rows):
-            raise NotTheSame(f"{union} has {rows} rows, fewer than its parts", "Run the restore again.")
-        self.store.query(f"DROP TABLE {self.staging}")
-        self.store.query(f"RENAME TABLE {union} TO {self.staging}")
+            raise NotTheSame(f"{united} has {rows} rows, fewer than its parts", "Run the restore again.")
+        for table in (self.staging, union):
+            self.store.query(f"DROP TABLE {table}")
+        self.store.query(f"RENAME TABLE {united} TO {self.staging}")
         return rows, total
+
+    def _merge_parts(self) -> None:
+        """Waits until the staged day has few parts: with many more, the target would refuse INSERTs of any day."""
+        count = (
+            f"SELECT count() FROM system.parts WHERE active AND database = '{self.store.database}'"
+            f" AND table = '{self.staging.partition('.')[2]}'"
+        )
+        parts = fewest = int(self.store.query(count)[0][0])
+        if parts <= MAX_PARTS:
+            return
+        self.store.query(f"SYSTEM START MERGES {self.staging}")
+        until = time.monotonic() + MERGE_S
+        while (parts := int(self.store.query(count)[0][0])) > MAX_PARTS:
+            if parts < fewest:
+                fewest, until = parts, time.monotonic() + MERGE_S
+            if time.monotonic() > until:
+                raise StoreUnavailable(
+                    f"{self.staging}: its {parts} parts are not merged", "Look at ClickHouse's log and its disk."
+                )
+            time.sleep(0.2)
 
 
 def chosen_days(

@@ -1,7 +1,8 @@
 """One shard of the store as the archive sees it: which days it has, their rows, count and digest.
 
 Duplicates are hidden with FINAL inside the partition. A day's *marker* is the highest block number of its parts: inserts
-raise it, merges keep it; with the time at which the table was made or altered, so that a rebuilt table is looked at anew.
+raise it, merges keep it; with the time (or ZooKeeper's transaction) at which the table was made or altered, so that a rebuilt
+table is looked at anew.
 """
 
 from __future__ import annotations
@@ -33,6 +34,16 @@ class SchemaChanged(SkywaveError):
     exit_code = EXIT_DATA
 
 
+def replication_paths(store: Store, table: Table) -> list[str]:
+    """Where ZooKeeper has what the table's replicas share; nothing if it is not replicated."""
+    if not store.query("SELECT count() FROM system.tables WHERE database = 'system' AND name = 'replicas'")[0][0]:
+        return []
+    rows = store.query(
+        f"SELECT zookeeper_path FROM system.replicas WHERE database = '{store.database}' AND table = '{table.name}'"
+    )
+    return [text(row[0]) for row in rows]
+
+
 def is_bound_by_quorum(store: Store, table: Table, day: date) -> bool:
     """True if the day must not be dropped or replaced.
 
@@ -41,14 +52,11 @@ def is_bound_by_quorum(store: Store, table: Table, day: date) -> bool:
     """
     if store.modern:
         return False
-    paths = store.query(
-        f"SELECT zookeeper_path FROM system.replicas WHERE database = '{store.database}' AND table = '{table.name}'"
-    )
     noted = [
         text(row[0])
-        for path in paths
+        for path in replication_paths(store, table)
         for row in store.query(
-            f"SELECT value FROM system.zookeeper WHERE path = '{text(path[0])}/quorum' AND name = 'last_part'"
+            f"SELECT value FROM system.zookeeper WHERE path = '{path}/quorum' AND name = 'last_part'"
         )
     ]
     return any(line.startswith(f"{day:%Y%m%d}\t") for note in noted for line in note.splitlines())
@@ -87,6 +95,10 @@ class Shard:
                 "SELECT toUInt64(toUnixTimestamp(metadata_modification_time)) FROM system.tables"
                 f" WHERE database = '{database}' AND name = '{table.name}'"
             )
+            if paths := replication_paths(self.store, table):  # the same on each replica, unlike the time of its file
+                made = self.store.query(
+                    f"SELECT toUInt64(mzxid) FROM system.zookeeper WHERE path = '{paths[0]}' AND name = 'metadata'"
+                )
             return made, self.store.query(
                 "SELECT partition, max(max_block_number) FROM system.parts"
                 f" WHERE active AND database = '{database}' AND table = '{table.name}' AND rows > 0"

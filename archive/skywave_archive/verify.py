@@ -6,6 +6,7 @@ Levels, each including the one before: ``list`` (manifests readable, files there
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from datetime import date
@@ -16,10 +17,12 @@ from skywave.errors import SkywaveError
 from .archive import Archive, day_folder, within
 from .datafile import DamagedFile, check_bytes, read_rows
 from .manifest import File, Manifest
-from .ranges import Collector, Ranges, StreamName, united
+from .ranges import Collector
 from .tables import BY_DAY
 
 LEVELS = ("list", "checksum", "rows")
+LOST = "the manifest of its generation is missing"
+PUBLISHING_S = 3
 
 
 @dataclass(frozen=True)
@@ -66,6 +69,7 @@ def verify_day(
     where = (manifest.table, manifest.day.isoformat())
     files = archive.day_files(manifest)
     findings += [Finding(*where, "list", name, "not in the manifest; left alone", True) for name in files.alien]
+    findings += [Finding(*where, "list", name, LOST) for name in files.lost]
     good: list[File] = []
     for file in manifest.files:
         entry = files.listed.get(file.name)
@@ -75,23 +79,21 @@ def verify_day(
             findings.append(Finding(*where, "list", file.name, f"has {entry.size} bytes, not {file.bytes}"))
         else:
             good.append(file)
-    streams: dict[StreamName, Ranges] = {}
+    streams = Collector()
     for file in good if level != "list" else []:
         path = f"{day_folder(manifest.table, manifest.day)}/{file.name}"
         try:
             if level == "checksum":
                 check_bytes(archive.target, path, file)
             else:
-                collector = Collector()
                 for batch, _ in read_rows(archive.target, path, BY_DAY[manifest.table], file):
                     if BY_DAY[manifest.table].ranged:
-                        collector.add(batch)
-                streams = united(streams, collector.finish())
+                        streams.add(batch)
         except DamagedFile as error:
             findings.append(Finding(*where, level, file.name, str(error)))
         progress(file.bytes)
     if level == "rows" and not any(not finding.alien for finding in findings):
-        found = {name: ranges.pairs() for name, ranges in streams.items()}
+        found = {name: ranges.pairs() for name, ranges in streams.finish().items()}
         if found != {name: ranges.pairs() for name, ranges in manifest.streams.items()}:
             findings.append(Finding(*where, level, "", "the rows' streams and numbers are not those of the manifest"))
     return findings
@@ -118,6 +120,11 @@ def verify(
                 yield DayCheck(name, day, None, [Finding(name, day.isoformat(), "list", "", str(manifest))])
                 continue
             findings = verify_day(archive, manifest, level, progress)
+            for _ in range(PUBLISHING_S):  # an export moves a file first, and its manifest right after it
+                if not any(finding.problem == LOST for finding in findings):
+                    break
+                time.sleep(1)
+                findings = verify_day(archive, manifest, level, progress)
             newest = archive.generations(name).get(day, []) if findings else []
             if findings and (not newest or newest[-1] != manifest.generation):
                 if not newest:

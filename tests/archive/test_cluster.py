@@ -128,7 +128,7 @@ def test_all_nodes_are_lost_and_the_audit_misses_just_what_came_after_the_export
     assert named == late.total()
 
 
-def test_a_day_that_this_clickhouse_cannot_drop_is_kept_and_says_why(clustered, tmp_path):
+def test_a_day_that_this_clickhouse_cannot_drop_is_kept_and_says_why(clustered, cluster, tmp_path):
     """18.16 answers nothing any more once a partition is gone that was written with a quorum."""
     server = clustered.add_server()
     client = clustered.add_client(1, clustered.sqlite(1), 900)
@@ -151,3 +151,7 @@ def test_a_day_that_this_clickhouse_cannot_drop_is_kept_and_says_why(clustered, 
     kept = archive(clustered, target, "expire", "--older-than", "1d", code=1)["days"]
     assert [(day["outcome"], "quorum" in day["why"]) for day in kept] == [("kept", True)]
     assert stored(clustered).total() == 2 * sent
+    for shard in cluster.nodes:
+        shard[0].kill()
+    assert archive(clustered, target, "export")["days"] == [], "another replica says the same of each day"
+    assert archive(clustered, target, "drill")["passed"]

@@ -362,3 +362,119 @@ def test_late_rows_of_an_expired_day_expire_as_well(two_shards):
         assert [d["outcome"] for d in vault.run("expire", "--older-than", "1d")["days"]] == ["dropped"]
     assert vault.manifest(OLD, 2)["rows"] == 2010
     vault.assert_restored(back(vault))
+
+
+def test_a_day_whose_manifest_is_gone_is_not_replaced_by_nothing_or_less(vault):
+    vault.add(DAY)
+    vault.add(OLD, first=5001)
+    vault.run("export")
+    vault.manifest_path(DAY).unlink()
+    drop(vault, DAY)
+    assert "nothing was changed" in vault.run("export", "--day", str(DAY), "--anew", code=1)["stderr"]
+    vault.add(DAY, first=9001, count=3, note=False)
+    vault.run("export", "--day", str(DAY), "--anew", code=1)
+    assert len(vault.files(DAY)) == 1
+    assert not vault.manifest_path(DAY).exists()
+
+
+def test_an_older_generation_counts_where_the_newest_is_broken(vault):
+    vault.add(DAY)
+    vault.run("export")
+    vault.add(DAY, first=2001, count=10)
+    vault.run("export")
+    vault.manifest_path(DAY, 2).write_text("{")
+    drop(vault, DAY)
+    vault.add(DAY, first=9001, count=2000, note=False)  # more rows than the archive has, and other ones
+    vault.run("export", "--day", str(DAY), "--anew", code=1)
+    assert len(vault.files(DAY)) == 2
+
+
+def test_files_whose_newest_manifest_is_missing_make_the_day_broken(vault):
+    vault.add(DAY)
+    vault.run("export")
+    vault.add(DAY, first=2001, count=10)
+    vault.run("export")
+    vault.manifest_path(DAY, 2).unlink()
+    (finding,) = vault.run("verify", "--level", "list", code=1)["findings"]
+    assert (finding["problem"], finding["alien"]) == ("the manifest of its generation is missing", False)
+    restored = vault.run(
+        "restore", "--into", f"clickhouse://127.0.0.1:{vault.settings().port}/{vault.database}_less", code=1
+    )
+    assert "-gen0002-" in restored["stderr"]
+    assert "--anew" in vault.run("export", "--day", str(DAY), code=1)["stderr"]
+    vault.run("export", "--day", str(DAY), "--anew")
+    assert vault.run("verify", "--level", "rows")["good"] == 1
+    vault.assert_restored(back(vault))
+
+
+@pytest.mark.parametrize("command", [(), ("--anew",)])
+def test_rows_without_numbers_are_not_replaced_by_as_many_other_ones(vault, monkeypatch, command):
+    monkeypatch.setattr("skywave_archive.export.MAX_FILES", 2)
+    today = days_ago(0)
+    for n in range(3):
+        vault.add(today, first=1 + 100 * n, count=100, client=7, stream=0)
+        vault.run("export", "--open-day")
+    drop(vault, today)
+    vault.add(today, first=5001, count=400, client=7, stream=0)
+    monkeypatch.setattr("skywave_archive.export.utc_today", lambda: days_ago(-1))
+    monkeypatch.setattr("skywave_archive.cli.utc_today", lambda: days_ago(-1))
+    vault.run("export", "--day", str(today), *command, code=1 if command else 0)
+    assert len(vault.files(today)) == (3 if command else 4)
+    if command:
+        for number in range(5001, 5401):  # they are in the store alone
+            for key in [row for row in vault.ledger[today] if row[4] == number]:
+                del vault.ledger[today][key]
+    vault.assert_restored(back(vault))
+
+
+def test_a_day_of_more_parts_than_the_target_may_have_is_merged_before_it_moves(vault, monkeypatch):
+    monkeypatch.setattr("skywave_archive.restore.MAX_PARTS", 2)
+    for n in range(6):
+        vault.add(DAY, first=1 + 1000 * n)
+        vault.run("export")
+    target = back(vault)
+    parts = target.query(
+        f"SELECT count() FROM system.parts WHERE active AND database = '{target.database}' AND table = 'telemetry'"
+    )
+    assert parts[0][0] <= 2
+    vault.assert_restored(target)
+
+
+def test_a_day_expires_after_a_shard_was_added(two_shards):
+    vault, _ = two_shards
+    added = vault.stores.pop("b")
+    vault.configure()
+    vault.add(OLD, shard="a")
+    vault.run("export")
+    vault.run("verify", "--level", "rows")
+    vault.stores["b"] = added
+    vault.configure()
+    assert [d["outcome"] for d in vault.run("expire", "--older-than", "1d")["days"]] == ["dropped"]
+
+
+def test_a_damaged_account_stops_neither_the_other_accounts_nor_the_next_export(vault):
+    vault.add(DAY)
+    with closing(vault.open()) as store:
+        store.record_streams([(1, (7, 100, 0), 0)], 1)
+    vault.run("export")
+    (file,) = (vault.archive / "accounts").glob("streams.*")
+    damaged = bytearray(file.read_bytes())
+    damaged[len(damaged) // 2] ^= 1
+    file.write_bytes(damaged)
+    (vault.archive / "accounts" / f"{file.name}.bak").write_bytes(damaged)  # somebody's copy
+    assert vault.run("verify", "--level", "list", code=1)["accounts"]
+    assert vault.run("export")["accounts"] == 1  # the store has all of it still
+    assert not vault.run("verify", "--level", "list")["accounts"]
+    file.write_bytes(damaged)
+    with closing(vault.open()) as store:
+        store.record_streams([(2, (7, 100, 0), 0)], 2)
+    exported = vault.run("export", code=1)
+    assert "Move the file out of the archive" in exported["stderr"]
+    assert exported["accounts"] == 2
+    restored = vault.run(
+        "restore", "--into", f"clickhouse://127.0.0.1:{vault.settings().port}/{vault.database}_back", code=1
+    )
+    assert restored["accounts"]["streams"] == 2
+    file.unlink()
+    assert vault.run("export")["accounts"] == 2
+    assert not vault.run("verify", "--level", "list")["accounts"]
