@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import json
-import os
 import sys
+import traceback
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from . import __version__, config
-from .errors import ConfigError, SkywaveError
+from .errors import EXIT_SOFTWARE, EXIT_USAGE, ConfigError, SkywaveError
 from .service import Worker, run_until_signal, setup_logging
 
 if TYPE_CHECKING:
@@ -36,7 +36,15 @@ class ErrorGroup(click.Group):
                 "  Install the part you need: pip install 'skywave[client]', [server], [archive] or [embedded].",
                 err=True,
             )
-            ctx.exit(2)
+            ctx.exit(EXIT_USAGE)
+        except (click.ClickException, click.exceptions.Exit, click.Abort, BrokenPipeError):
+            raise
+        except Exception as error:
+            if isinstance(error, OSError) and error.filename is not None:
+                click.echo(f"Error: {error.filename}: {error.strerror}", err=True)
+                ctx.exit(EXIT_USAGE)
+            traceback.print_exc()
+            ctx.exit(EXIT_SOFTWARE)  # an uncaught error would say 1, which speaks of the data
 
 
 @click.group(cls=ErrorGroup, context_settings={"help_option_names": ["-h", "--help"]})
@@ -167,6 +175,8 @@ def fleet(brokers: tuple[str, ...], as_json: bool, **plan: Any) -> None:
     load = Fleet(Plan(brokers=where, **plan))
     if not plan["rate"]:
         load.prepare()
+
+    click.echo(f"connecting {plan['clients']} clients to {', '.join(brokers)}", err=True)
 
     def tick(so_far: FleetResult) -> None:
         waiting = so_far.readings - so_far.acked
@@ -299,6 +309,8 @@ def store_rebuild(path: str, data: Path) -> None:
     from .server import schema
 
     settings = config.load(path, config.Server).store
+    if not settings.shards:
+        raise ConfigError(f"{path}: the store has no shards, so it has no replicas", "Restore it from the archive.")
     metadata = data / "metadata" / settings.database
     if any((data / "metadata").glob("*/*.sql")):
         raise ConfigError(
@@ -312,17 +324,18 @@ def store_rebuild(path: str, data: Path) -> None:
     click.echo(f"{data} is prepared; start the server, and look at system.replicas")
 
 
-CONFIGURATIONS = Path("/etc/skywave")
-CREDENTIALS = CONFIGURATIONS / "credentials"
-
-
 def _installed(path: str | None) -> list[Path]:
     """The given configuration file, or those of this host."""
-    found = [Path(path)] if path else [p for k in config.KINDS if (p := CONFIGURATIONS / f"{k}.toml").exists()]
+    kinds = (*config.KINDS, "archive")
+    found = [Path(path)] if path else [p for kind in kinds if (p := config.INSTALLED / f"{kind}.toml").exists()]
     if not found:
-        raise ConfigError(f"no configuration in {CONFIGURATIONS}", "Give one with --config.")
-    os.environ.setdefault("CREDENTIALS_DIRECTORY", str(CREDENTIALS))
+        raise ConfigError(f"no configuration in {config.INSTALLED}", "Give one with --config.")
     return found
+
+
+def _services(path: str | None) -> dict[Path, config.Client | config.Server]:
+    """The configurations of ``_installed`` but the archive's."""
+    return {file: config.load_any(file) for file in _installed(path) if not config.is_archive(file)}
 
 
 some_config_option = click.option("--config", "path", type=click.Path(dir_okay=False),
@@ -336,7 +349,8 @@ some_config_option = click.option("--config", "path", type=click.Path(dir_okay=F
 )
 @json_option
 def doctor(path: str | None, wait: float, as_json: bool) -> None:
-    """Examine this host's client or server: configuration, clock, certificates, broker, outbox, disk, sensors, store.
+    """Examine this host's client, server and archive: configuration, clock, certificates, broker, outbox, disk, sensors,
+    store and each of its replicas, HDFS.
 
     Says what is wrong and what to do. Exit code 0 if all is well, 1 if not. Run it as root on an installed host, where
     only root may read the certificates.
@@ -367,7 +381,7 @@ def gate_command(clients: tuple[int, ...], release: str, within: float, path: st
     """
     from .care.gate import gate
 
-    settings = [found for file in _installed(path) if isinstance(found := config.load_any(file), config.Server)]
+    settings = [found for found in _services(path).values() if isinstance(found, config.Server)]
     if not settings:
         raise ConfigError("this host has no server", "Run it on a server.")
     passages = gate(settings[0], clients, release, within)
@@ -386,8 +400,7 @@ def bundle(path: str | None, output: Path) -> None:
     """Write a debug bundle: versions, configuration, findings, figures, journal. No secret is in it."""
     from .care.bundle import write_bundle
 
-    extra = [p for p in (CONFIGURATIONS / "archive.toml",) if p.exists() and not path]
-    names = write_bundle(output, [*_installed(path), *extra])
+    names = write_bundle(output, _installed(path))
     click.echo(f"{output}: {len(names)} files")
 
 
@@ -397,7 +410,12 @@ def certificates() -> None:
 
 
 @certificates.command("take")
-@click.option("--folder", default=CREDENTIALS, show_default=True, type=click.Path(path_type=Path, file_okay=False))
+@click.option(
+    "--folder",
+    default=config.INSTALLED / "credentials",
+    show_default=True,
+    type=click.Path(path_type=Path, file_okay=False),
+)
 @click.option("--days", default=14, show_default=True, help="Fail if one expires within as many days.")
 def certificates_take(folder: Path, days: int) -> None:
     """Put the files of FOLDER/next in place if the broker accepts them, restart what uses them, and go back if a service
@@ -405,7 +423,7 @@ def certificates_take(folder: Path, days: int) -> None:
     """
     from .care.certificates import CertificateError, expiries, take
 
-    services = {f"skywave-{p.stem}.service": config.load_any(p) for p in _installed(None)}
+    services = {f"skywave-{path.stem}.service": settings for path, settings in _services(None).items()}
     for name in take(folder, services):
         click.echo(f"{name}: taken")
     for expiry in expiries(sorted({*folder.glob("*.crt"), *folder.glob("*.pem")})):
@@ -511,8 +529,8 @@ def config_group() -> None:
 @config_group.command("check")
 @click.argument("file", type=click.Path(dir_okay=False))
 def config_check(file: str) -> None:
-    """Say whether FILE is a valid client or server configuration; exit code 2 if not."""
-    found = config.load_any(file)
+    """Say whether FILE is a valid configuration of a client, a server or the archive; exit code 2 if not."""
+    found = _settings(file)
     click.echo(f"{file}: a valid {type(found).__name__.lower()} configuration")
 
 
@@ -520,4 +538,12 @@ def config_check(file: str) -> None:
 @click.argument("file", type=click.Path(dir_okay=False))
 def config_show(file: str) -> None:
     """Print FILE with every setting, its default and its documentation."""
-    click.echo(config.show(config.load_any(file)))
+    click.echo(config.show(_settings(file)))
+
+
+def _settings(file: str) -> Any:
+    if not config.is_archive(file):
+        return config.load_any(file)
+    from skywave_archive.settings import load
+
+    return load(file)

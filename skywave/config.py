@@ -3,7 +3,8 @@
 A key that is unknown is an error that names the nearest known one; so is a value of the wrong type or out of range.
 Every setting carries its own documentation (``doc``), from which ``config show`` and docs/configuration.md are made.
 Secrets never stand in a configuration: a setting that ends in ``_file`` names a file that holds one, or a certificate. A
-relative path there is looked up in ``$CREDENTIALS_DIRECTORY`` (systemd's ``LoadCredential=``) when that is set.
+relative path there is looked up in ``$CREDENTIALS_DIRECTORY`` (systemd's ``LoadCredential=``) when that is set; a command
+that is given a file of an installed host sets it by itself.
 """
 
 from __future__ import annotations
@@ -23,6 +24,8 @@ from typing import Any, TypeVar
 from .errors import ConfigError
 
 T = TypeVar("T")
+INSTALLED = Path("/etc/skywave")
+"""Where an installed host has its configurations, and in ``credentials`` what they name."""
 Check = tuple[float | None, float | None] | tuple[str, ...]
 
 
@@ -264,15 +267,26 @@ def load(path: str | Path, kind: type[T]) -> T:
 
 
 def load_any(path: str | Path) -> Client | Server:
-    """Reads a file whose kind is told by its content: only a client has ``client_id``."""
+    """Reads a file whose kind is told by its content: a client has sensors, an archive a target. Raises ``ConfigError`` for
+    an archive's as well."""
     body = _read(path)
-    return parse(body, Client, str(path)) if "client_id" in body else parse(body, Server, str(path))
+    if "target" in body:
+        raise ConfigError(f"{path}: an archive's configuration", "skywave-archive reads it.")
+    if "client_id" in body or "sensors" in body:
+        return parse(body, Client, str(path))
+    return parse(body, Server, str(path))
+
+
+def is_archive(path: str | Path) -> bool:
+    """True if a file is a configuration of the archive; raises ``ConfigError`` if it cannot be read."""
+    return "target" in _read(path)
 
 
 def parse(body: dict[str, Any], kind: type[T], where: str = "configuration") -> T:
     """Builds the dataclass ``kind`` from a TOML table; see ``load``."""
     config: T = _build(body, kind, where, "")
     if isinstance(config, Client | Server):
+        _check_host(config.mqtt.host, "mqtt.host", where)
         try:
             config.mqtt.brokers()
         except ValueError as error:
@@ -292,6 +306,8 @@ def load_store(path: str | Path) -> Store:
 
 
 def _read(path: str | Path) -> dict[str, Any]:
+    if Path(path).absolute().parent == INSTALLED:
+        os.environ.setdefault("CREDENTIALS_DIRECTORY", str(INSTALLED / "credentials"))
     try:
         return tomllib.loads(Path(path).read_text(encoding="utf-8"))
     except OSError as error:
@@ -299,7 +315,16 @@ def _read(path: str | Path) -> dict[str, Any]:
             f"{path}: {error.strerror}", "Give the path of a configuration file with --config."
         ) from error
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path}: not TOML: {error}", "See docs/configuration.md for an example.") from error
+        raise ConfigError(
+            f"{path}: not TOML: {error}", 'A table is [mqtt], a setting port = 1883, a text "in quotes".'
+        ) from error
+
+
+def _check_host(host: str, path: str, where: str) -> None:
+    if host.count(":") == 1:
+        raise ConfigError(
+            f"{where}: {path} must be a name or an address, not {host!r}", "The port is a setting of its own."
+        )
 
 
 def _check_client(config: Client, where: str) -> None:
@@ -307,13 +332,21 @@ def _check_client(config: Client, where: str) -> None:
         raise ConfigError(f"{where}: no sensors", "Add a table like [sensors.temperature] with a port.")
     if len(config.sensors) > 32_000:
         raise ConfigError(f"{where}: more than 32000 sensors", "Split them over several clients.")
+    for name, sensor in config.sensors.items():
+        _check_host(sensor.host, f"sensors.{name}.host", where)
     if config.outbox.kind == "postgresql" and not config.outbox.dsn:
         raise ConfigError(f"{where}: outbox.dsn is missing", 'For example dsn = "host=/run/postgresql dbname=skywave".')
 
 
 def _check_shards(store: Store, where: str) -> None:
+    _check_host(store.host, "store.host", where)
     known: set[tuple[str, int]] = set()
     for name, shard in store.shards.items():
+        if not (name.isalnum() and name.isascii()):
+            raise ConfigError(
+                f"{where}: store.shards.{name}: a shard's name must be of letters and digits",
+                "It stands in the archive's file names and in ClickHouse's macros, and can never be changed.",
+            )
         try:
             found = addresses(shard.replicas)
             if known & set(found):
@@ -417,12 +450,22 @@ def credential(path: str) -> str:
 
 def secret(path: str) -> str:
     """The content of a secret's file without its final line break; "" for an empty path. Raises ``ConfigError``."""
+    return _content(path).rstrip("\r\n")
+
+
+def readable(path: str) -> str:
+    """Like ``credential``; raises ``ConfigError`` if the file cannot be read."""
+    _content(path)
+    return credential(path)
+
+
+def _content(path: str) -> str:
     full = credential(path)
-    if not full:
-        return ""
     try:
-        return Path(full).read_text(encoding="utf-8").rstrip("\r\n")
-    except OSError as error:
+        return Path(full).read_text(encoding="utf-8") if full else ""
+    except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(
-            f"{full}: {error.strerror}", "The file must exist and be readable by the service's user."
+            f"{full}: {error.strerror if isinstance(error, OSError) else error}",
+            "The file must exist and be readable by this user. A relative path counts from $CREDENTIALS_DIRECTORY, or from"
+            " where the command was started.",
         ) from error

@@ -140,8 +140,10 @@ class Link:
 
     @property
     def trouble(self) -> str:
-        """Why there is no broker; "" while one is connected."""
-        return "" if self.connected else f"no broker: {self.last_error or 'not connected'}"
+        """Why there is no broker; "" while one is connected, and before ``start``."""
+        if self.connected or self._thread.ident is None:
+            return ""
+        return f"no broker: {self.last_error or f'{self.address}: not connected'}"
 
     def leave(self, why: str) -> None:
         """Goes on to the next broker, if there is another one."""

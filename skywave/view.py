@@ -30,7 +30,10 @@ class NotRunning(SkywaveError):
 
 def fetch_status(url: str) -> dict[str, Any]:
     """The snapshot of a running client or server; raises ``NotRunning``."""
-    return fetch(f"{url.rstrip('/')}/status")
+    status = fetch(f"{url.rstrip('/')}/status")
+    if not isinstance(status, dict) or status.get("kind") not in ("client", "server"):
+        raise NotRunning(f"{url} answers, but is no Skywave client or server", "Check http.port.")
+    return status
 
 
 def fetch(url: str, timeout: float = 5) -> dict[str, Any]:

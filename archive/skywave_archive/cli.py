@@ -156,7 +156,9 @@ def list_(
         report.exit_code = EXIT_DATA
     report.oldest_open = gaps[0] if gaps else None
     report.document = {"days": rows, "not_archived": [gap.isoformat() for gap in gaps]}
-    if not report.as_json:
+    if not rows and not gaps:
+        report.line(f"{archive.target.where}: the archive has no day{' in that time' if first or last else ''}")
+    elif not report.as_json:
         print_listing(rows, gaps)
 
 

@@ -47,6 +47,7 @@ def write(
         )
     file.parent.mkdir(parents=True, exist_ok=True)
     write_to_textfile(os.fspath(file), registry)
+    file.chmod(0o644)  # the collector is another user
 
 
 def _start(day: date) -> float:

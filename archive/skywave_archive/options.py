@@ -41,7 +41,7 @@ def parse_time(_: click.Context, __: click.Parameter, value: str | None) -> int 
 
 def parse_age(_: click.Context, __: click.Parameter, value: str) -> timedelta:
     """A number of days, like 90d."""
-    if not value.endswith("d") or not value[:-1].isdigit() or int(value[:-1]) < 1:
+    if not value.endswith("d") or not value[:-1].isdecimal() or not 1 <= int(value[:-1]) <= 36_500:
         raise click.BadParameter(f"{value!r} is not a number of days like 90d")
     return timedelta(days=int(value[:-1]))
 
@@ -88,13 +88,15 @@ def parse_url(url: str) -> config.Store:
     ``embedded:FOLDER[?database=…]`` or ``config:FILE``; raises ``ConfigError``."""
     if url.startswith("config:"):
         return config.load_store(url.removeprefix("config:"))
-    parts = urlparse(url)
-    options = {name: values[-1] for name, values in parse_qs(parts.query, strict_parsing=bool(parts.query)).items()}
-    body: dict[str, Any] = {**options, "timeout": 600.0}
     try:
+        parts = urlparse(url)
+        options = {name: values[-1] for name, values in parse_qs(parts.query, strict_parsing=bool(parts.query)).items()}
+        body: dict[str, Any] = {**options, "timeout": 600.0}
+        if parts.password:
+            raise ValueError("a password does not belong in a command line: give ?password_file=FILE")
         if parts.scheme == "embedded":
             body |= {"kind": "embedded", "path": unquote(parts.path)}
-        elif parts.scheme == "clickhouse" and parts.hostname and not parts.password:
+        elif parts.scheme == "clickhouse" and parts.hostname:
             body |= {"kind": "clickhouse", "host": parts.hostname}
             body |= {"port": parts.port} if parts.port else {}
             body |= {"user": unquote(parts.username)} if parts.username else {}

@@ -74,10 +74,15 @@ def _reported(path: str, command: str, as_json: bool) -> Iterator[tuple[Archive,
         if settings.metrics_file and report.command:
             from . import metrics
 
-            metrics.write(
-                settings.metrics_file, report.command, code, time.monotonic() - report.started, report.rows, report.bytes,
-                report.oldest_open, report.newest_verified,
-            )  # fmt: skip
+            try:
+                metrics.write(
+                    settings.metrics_file, report.command, code, time.monotonic() - report.started, report.rows,
+                    report.bytes, report.oldest_open, report.newest_verified,
+                )  # fmt: skip
+            except OSError as error:
+                click.echo(
+                    f"Warning: metrics_file {settings.metrics_file} cannot be written: {error.strerror}", err=True
+                )
     if as_json:
         click.echo(json.dumps({**report.document, "exit_code": report.exit_code}))
     sys.exit(report.exit_code)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from urllib.parse import urlsplit
 
 from skywave import config
 from skywave.config import setting
@@ -15,10 +16,17 @@ class Target:
 
     kind: str = setting("hdfs", "hdfs (over WebHDFS) or local (a folder of this host).", ("hdfs", "local"))
     path: str = setting(..., "The archive's root: an absolute path in HDFS, or a local folder.")
-    urls: str = setting("http://127.0.0.1:9870", "hdfs: WebHDFS addresses of the NameNodes, with ; between them.")
+    urls: str = setting(
+        "http://127.0.0.1:9870", "hdfs: WebHDFS addresses of the NameNodes, with a comma or ; between them."
+    )
     user: str = setting("skywave", "hdfs: user name.")
     timeout: float = setting(30.0, "hdfs: seconds to wait for an answer or the next bytes.", (0.5, 3600))
     retry_for: float = setting(60.0, "hdfs: seconds for which to try again while nobody answers.", (0, 86400))
+
+    @property
+    def addresses(self) -> list[str]:
+        """``urls``, one by one."""
+        return [url.strip().rstrip("/") for url in self.urls.replace(",", ";").split(";")]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,11 +58,20 @@ class Archive:
 def load(path: str) -> Archive:
     """Reads the TOML file; raises ``ConfigError``."""
     settings = config.load(path, Archive)
-    for name in settings.store.shards:
-        if not name.isalnum():
-            raise ConfigError(f"{path}: shard {name!r} must be of letters and digits")
+    if settings.target.kind == "hdfs" and not all(_is_url(url) for url in settings.target.addresses):
+        raise ConfigError(
+            f"{path}: target.urls: {settings.target.urls!r}", 'For example "http://nn1:9870, http://nn2:9870".'
+        )
     if settings.target.kind == "hdfs" and (
         not settings.target.path.startswith("/") or set("#:=") & set(settings.target.path)
     ):
         raise ConfigError(f"{path}: target.path {settings.target.path!r} must be absolute and without # : =")
     return settings
+
+
+def _is_url(text: str) -> bool:
+    try:
+        parts = urlsplit(text)
+        return parts.scheme in ("http", "https") and bool(parts.hostname) and (parts.port or 1) > 0
+    except ValueError:
+        return False

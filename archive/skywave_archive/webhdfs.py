@@ -69,7 +69,7 @@ class WebHdfsTarget(Target):
             session.trust_env = False  # no proxies from the environment
             timeout = (min(5.0, self._settings.timeout), self._settings.timeout)
             self._local.client = hdfs.InsecureClient(
-                self._settings.urls, user=self._settings.user, timeout=timeout, session=session
+                ";".join(self._settings.addresses), user=self._settings.user, timeout=timeout, session=session
             )
         return self._local.client
 
@@ -176,7 +176,7 @@ class WebHdfsTarget(Target):
     def problems(self) -> list[str]:
         """See ``Target.problems``."""
         found = []
-        for url in self._settings.urls.split(";"):
+        for url in self._settings.addresses:
             try:
                 with requests.Session() as session:
                     session.trust_env = False

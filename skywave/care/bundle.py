@@ -51,13 +51,13 @@ def write_bundle(target: Path, configurations: list[Path]) -> list[str]:
 def _contents(configurations: list[Path]) -> Iterator[tuple[str, bytes]]:
     yield "version.txt", f"{__version__}\n".encode()
     for path in configurations:
+        kind = path.stem
         yield f"configuration/{path.name}", path.read_bytes()
+        yield f"doctor/{kind}.json", json.dumps([f._asdict() for f in examine(path)], indent=1).encode()
         try:
             settings = config.load_any(path)
         except ConfigError:
-            continue  # of another program (the archive), or broken: the doctor says so
-        kind = path.stem
-        yield f"doctor/{kind}.json", json.dumps([f._asdict() for f in examine(path)], indent=1).encode()
+            continue  # the archive's, which has no figures of its own, or broken: the doctor says so
         for name in ("status", "metrics"):
             if settings.http.port:
                 yield f"{name}/{kind}.txt", _fetch(f"{settings.http.url}/{name}")

@@ -38,8 +38,11 @@ class Finding(NamedTuple):
 
 
 def examine(path: str | Path) -> list[Finding]:
-    """Examines the client or server whose configuration file is ``path``. Raises nothing: all that is wrong is found."""
+    """Examines the client, server or archive whose configuration file is ``path``. Raises nothing: all that is wrong is
+    found."""
     try:
+        if config.is_archive(path):
+            return _archive(path)
         settings = config.load_any(path)
     except ConfigError as error:
         return [Finding("configuration", False, str(error), error.hint)]
@@ -58,6 +61,18 @@ def examine(path: str | Path) -> list[Finding]:
     else:
         findings += _server(settings, status)
     return findings
+
+
+def _archive(path: str | Path) -> list[Finding]:
+    """What ``skywave-archive check`` finds."""
+    from skywave_archive.check import check
+    from skywave_archive.settings import load
+
+    advice = "skywave-archive check says the same; see docs/archive.md."
+    findings = [Finding("configuration", True, f"{path} is valid"), _clock()]
+    return findings + [
+        Finding(f"archive: {item.name}", item.good, item.detail, advice) for item in check(load(str(path)))
+    ]
 
 
 def _clock() -> Finding:
@@ -139,7 +154,9 @@ def _client(settings: config.Client, status: dict[str, Any]) -> Iterator[Finding
 
 
 def _session(status: dict[str, Any], advice: str) -> Finding:
-    return Finding("session", status["connected"], status["broker_error"] or "connected to the broker", advice)
+    not_yet = status["kind"] == "server" and not status["broker_error"]  # it connects once its store answers
+    found = "connected to the broker" if status["connected"] else status["broker_error"] or "not connected yet"
+    return Finding("session", status["connected"], found, "It waits for its store: see below." if not_yet else advice)
 
 
 def _disk(outbox: config.Outbox) -> Finding:
@@ -187,6 +204,7 @@ def _shard(name: str, store: Store) -> Iterator[Finding]:
 
     version = text(store.query("SELECT version()")[0][0])
     yield Finding(f"store{name}", True, f"ClickHouse {version} answers")
+    yield from _replicas(name, store)
     found = {text(row[0]) for row in store.query(f"SELECT name FROM system.tables WHERE database = '{store.database}'")}
     wanted = set(re.findall(rf"{store.database}\.(\w+) \(", " ".join(schema.tables(store.database, False))))
     missing = ", ".join(sorted(wanted - found))
@@ -196,6 +214,17 @@ def _shard(name: str, store: Store) -> Iterator[Finding]:
         f"lacks {missing}" if missing else f"version {schema.VERSION}",
         "Start the server once: it creates what is missing.",
     )
+
+
+def _replicas(name: str, store: Store) -> Iterator[Finding]:
+    """Each replica of a shard by itself: the shard goes on without one, and nobody would notice."""
+    for address, trouble in store.replica_states().items():
+        yield Finding(
+            f"replica{name} {address}",
+            not trouble,
+            trouble or "is in step",
+            "The shard goes on without it; bring it back before another one dies.",
+        )
 
 
 def wait_until_well(path: str | Path, seconds: float) -> list[Finding]:

@@ -129,7 +129,10 @@ class SensorEmulator:
         try:
             self._listener = socket.create_server((host, port))
         except OSError as error:
-            raise SkywaveError(f"cannot listen on {host}:{port}: {error.strerror}", "Choose another --port.") from error
+            raise SkywaveError(
+                f"cannot listen on {host}:{port}: {error.strerror}",
+                "Choose another --port, or a --host of this machine.",
+            ) from error
         self._listener.settimeout(0.2)
         self.port: int = self._listener.getsockname()[1]
         self._series = self._new_series() if acknowledged else None

@@ -26,6 +26,8 @@ NOT_IN_QUORUM = 289
 """The replica has not yet the newest part that a quorum has (REPLICA_IS_NOT_IN_QUORUM)."""
 # Settings that current engines need and 18.16 does not know: an INSERT must be one part, at once.
 _MODERN_SETTINGS = {"async_insert": 0, "insert_quorum_parallel": 0}
+MAX_DELAY_S = 300
+"""A replica that is further behind is not in step."""
 NEVER_LOOKED_S = 1_000_000_000
 """A replica that has not read its shard's log since it started says that it is behind by all of the time since 1970."""
 T = TypeVar("T")
@@ -46,6 +48,8 @@ class ClickHouseStore(Store):
 
     def __init__(self, settings: config.Store, shard: config.Shard | None = None) -> None:
         super().__init__(settings)
+        config.secret(settings.password_file)  # here, so that a file that is missing is known at the start
+        config.readable(settings.ca_file)
         self._replicated = shard is not None
         self._addresses = config.addresses(shard.replicas) if shard else [(settings.host, settings.port)]
         self._at = 0  # which of them is used
@@ -167,6 +171,24 @@ class ClickHouseStore(Store):
     def not_whole(self, tables: Sequence[str]) -> list[str]:
         """See ``Store.not_whole``."""
         return self._each_replica(lambda: self._wait_until_whole(tables)) if self.replicas > 1 else []
+
+    def replica_states(self) -> dict[str, str]:
+        """See ``Store.replica_states``."""
+        states = {}
+        for at, (host, port) in enumerate(self._addresses if self._replicated else []):
+            try:
+                with self._on(at):
+                    tables, blind, delay = self.query(
+                        "SELECT count(), sum(is_readonly), toUInt64(max(absolute_delay)) FROM system.replicas"
+                        f" WHERE database = '{self.database}'"
+                    )[0]
+                late = f"is {delay} s behind" if delay > MAX_DELAY_S else ""
+                states[f"{host}:{port}"] = (
+                    "has no replicated table" if not tables else "is read-only: it has no ZooKeeper" if blind else late
+                )
+            except StoreUnavailable as error:
+                states[f"{host}:{port}"] = str(error)
+        return states
 
     def _each_replica(self, work: Callable[[], object]) -> list[str]:
         failed = []

@@ -31,7 +31,7 @@ from ..errors import PoisonError, StoreBusy, StoreError, StoreUnavailable
 from ..messages import EARLIEST, Ack, ClientStatus, Dropped, Produced, Range, merge
 from ..mqtt import Message
 from .admission import Admission, Admitted, build_block, name_and_count
-from .store import Rejected, Store
+from .store import Rejected, Store, shard_names
 from .subscriber import Inbox, Received, Subscriber, boottime, utc_today
 
 log = logging.getLogger(__name__)
@@ -76,6 +76,7 @@ class Ingest:
         self, settings: config.Server, inbox: Inbox, subscriber: Subscriber, store: Store, shard: int = 0
     ) -> None:
         self._shard = shard
+        self._store_name = f"store of shard {shard_names(settings.store)[shard]}" if settings.store.shards else "store"
         self._settings = settings.ingest
         self._name = settings.server_name
         self._inbox, self._subscriber, self._store = inbox, subscriber, store
@@ -329,7 +330,9 @@ class Ingest:
                 continue
             except (StoreUnavailable, StoreError) as error:
                 if not self.store_error:
-                    log.error("store: %s; nothing is acknowledged until it is back", error)
+                    log.error(
+                        "%s: %s; what belongs there is not acknowledged until it is back", self._store_name, error
+                    )
                 self.store_error = str(error)
                 if self._stopping.is_set():
                     raise Stopped from error

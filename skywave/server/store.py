@@ -117,6 +117,10 @@ class Store(ABC):
         """Waits until each replica has all of ``tables`` that its shard has, for ``timeout`` each; returns which lack what."""
         return []
 
+    def replica_states(self) -> dict[str, str]:
+        """For each replica of a shard, by host:port, what is wrong with it; "" for one that is in step."""
+        return {}
+
     def everywhere(self, statements: Sequence[str]) -> list[str]:
         """Runs the statements on every replica; returns which did not do them all, and why."""
         for statement in statements:

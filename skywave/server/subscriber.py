@@ -21,6 +21,7 @@ from datetime import UTC, date, datetime
 from .. import __version__, config, topics
 from ..messages import EARLIEST, Ack, ServerStatus
 from ..mqtt import Link, Message, Will
+from .store import shard_names
 
 log = logging.getLogger(__name__)
 
@@ -82,6 +83,7 @@ class Subscriber:
         self, settings: config.Server, inboxes: Sequence[Inbox], shard_of: Callable[[int], int] = lambda _: 0
     ) -> None:
         self._name = settings.server_name
+        self._shards = shard_names(settings.store)
         self._inboxes = inboxes
         self._shard_of = shard_of
         self._accepting = [True] * len(inboxes)
@@ -150,7 +152,7 @@ class Subscriber:
                 return
             before = self.accepting
             self._accepting[shard] = accepting
-            which = f" of shard {shard + 1}" if len(self._inboxes) > 1 else ""
+            which = f" of shard {self._shards[shard]}" if len(self._inboxes) > 1 else ""
             log.info("%s batches%s", "accepts" if accepting else "does not accept", which)
             if before == self.accepting:
                 return

@@ -13,6 +13,7 @@ from stand import Stand, delivers
 
 from skywave import config
 from skywave.audit import audit_shards
+from skywave.care.doctor import examine
 from skywave.messages import Produced
 from skywave.server.clickhouse import ClickHouseStore
 from skywave.server.schema import DAY_US
@@ -63,6 +64,9 @@ def test_any_replica_may_die(clustered, cluster, rng):
             cluster.lose_disk(node, clustered.folder / "server.toml")
         time.sleep(rng.uniform(0, 2))
         both_deliver(clustered, seconds=90)
+        if not number:
+            wrong = [finding for finding in examine(clustered.folder / "server.toml") if not finding.ok]
+            assert [f"127.0.0.1:{node.port}" in finding.check for finding in wrong] == [True], wrong
         node.start()
         wait_for(lambda node=node: cluster.has_caught_up(node, own), 90, f"{node.name} has caught up", 0.5)
     clustered.finish(90)

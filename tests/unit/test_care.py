@@ -2,10 +2,19 @@
 
 from __future__ import annotations
 
+import json
+import tarfile
+import threading
+from http.server import BaseHTTPRequestHandler, HTTPServer
+
+import pytest
+from click.testing import CliRunner
+
 from skywave import config
 from skywave.care.certificates import shake_hands
 from skywave.care.doctor import examine
 from skywave.care.gate import look
+from skywave.cli import main
 
 
 def status(**more):
@@ -58,3 +67,71 @@ def test_a_doctor_says_that_nothing_runs_and_nothing_answers(tmp_path):
 
 def test_a_broker_that_is_not_there_is_named():
     assert "127.0.0.1:1" in shake_hands(config.Mqtt(port=1))
+
+
+def say(*words: str) -> tuple[int, str]:
+    result = CliRunner().invoke(main, words)
+    assert isinstance(result.exception, SystemExit | None), result.exception
+    return result.exit_code, result.output
+
+
+def test_a_host_with_the_archive_alone_is_looked_after(tmp_path, monkeypatch):
+    monkeypatch.setattr(config, "INSTALLED", tmp_path)
+    monkeypatch.setenv("CREDENTIALS_DIRECTORY", str(tmp_path / "credentials"))
+    (tmp_path / "credentials").mkdir()
+    (tmp_path / "archive.toml").write_text(
+        f"[target]\nkind = 'local'\npath = '{tmp_path / 'archive'}'\n[store]\nport = 1\ntimeout = 1\n"
+    )
+    code, said = say("doctor", "--json")
+    findings = {finding["check"]: finding["ok"] for finding in json.loads(said)}
+    assert (code, findings["archive: target"], findings["archive: shard 1"]) == (1, True, False)
+    assert say("bundle", "--output", str(tmp_path / "bundle.tar.gz"))[0] == 0
+    with tarfile.open(tmp_path / "bundle.tar.gz") as bundle:
+        assert {"skywave-bundle/configuration/archive.toml", "skywave-bundle/doctor/archive.json"} <= {
+            *bundle.getnames()
+        }
+    assert say("certificates", "take", "--folder", str(tmp_path / "credentials")) == (0, "")
+    assert say("config", "check", str(tmp_path / "archive.toml"))[0] == 0
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (
+            ("bundle", "--config", "{}/server.toml", "--output", "/nonexistent/x.tar.gz"),
+            "/nonexistent/x.tar.gz: No such file",
+        ),
+        (("emulator", "--port", "0", "--ledger", "/nonexistent/x"), "/nonexistent/x: No such file"),
+        (("audit", "--config", "{}/embedded.toml"), "File exists"),
+        (("server", "--config", "{}/secret.toml"), "absent: No such file"),
+        (("server", "--config", "{}/authority.toml"), "absent: No such file"),
+        (("store", "rebuild", "--config", "{}/server.toml", "{}/data"), "no shards"),
+    ],
+)
+def test_what_cannot_work_is_told_and_is_no_matter_of_data(tmp_path, words, told):
+    for name, store in {
+        "server": "", "embedded": f"kind = 'embedded'\npath = '{tmp_path}/server.toml'", "secret": "password_file = 'absent'",
+        "authority": "ca_file = 'absent'",
+    }.items():  # fmt: skip
+        (tmp_path / f"{name}.toml").write_text(f"[mqtt]\nport = 1\n[store]\nport = 1\n{store}\n")
+    code, said = say(*(word.format(tmp_path) for word in words))
+    assert (code, told in said) == (2, True), said
+
+
+def test_another_programs_figures_are_no_status():
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self):
+            self.send_response(200)
+            self.end_headers()
+            self.wfile.write(b'{"status": "ok"}')
+
+        def log_message(self, *_):
+            pass
+
+    with HTTPServer(("127.0.0.1", 0), Handler) as server:
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        code, said = say("status", "--json", "--url", f"http://127.0.0.1:{server.server_port}")
+        server.shutdown()
+        thread.join()
+    assert (code, "no Skywave client or server" in said) == (75, True)

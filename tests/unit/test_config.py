@@ -95,6 +95,36 @@ def test_secrets_come_from_files_and_from_systemds_credentials(tmp_path, monkeyp
         config.secret("absent")
 
 
+def test_an_installed_hosts_configurations_find_their_credentials(tmp_path, monkeypatch):
+    monkeypatch.setattr(config, "INSTALLED", tmp_path)
+    monkeypatch.delenv("CREDENTIALS_DIRECTORY", raising=False)
+    (tmp_path / "elsewhere").mkdir()
+    elsewhere = load(tmp_path / "elsewhere", "[store]\npassword_file = 'password'\n", config.Server)
+    assert config.credential(elsewhere.store.password_file) == "password"
+    installed = load(tmp_path, "[store]\npassword_file = 'password'\n", config.Server)
+    assert config.credential(installed.store.password_file) == str(tmp_path / "credentials" / "password")
+    monkeypatch.delenv("CREDENTIALS_DIRECTORY")
+
+
+@pytest.mark.parametrize(
+    ("body", "told"),
+    [
+        ("clientid = 1\n[sensors.t]\nport = 1\n", "client_id"),  # a client's for its sensors
+        ("[target]\npath = '/a'\n", "skywave-archive"),
+        ("[mqtt]\nhost = 'broker:8883'\n", "mqtt.host"),
+        ("[store]\nhost = 'ch1:9440'\n", "store.host"),
+        ("[store.shards.s-1]\nreplicas = 'a:1, b:1'\n", "letters and digits"),
+        ("[mqtt]\nothers = 'b2'\n", "mqtt.others"),
+    ],
+)
+def test_a_wrong_file_is_told_by_what_it_is_meant_to_be(tmp_path, body, told):
+    path = tmp_path / "some.toml"
+    path.write_text(body)
+    with pytest.raises(ConfigError) as error:
+        config.load_any(path)
+    assert told in f"{error.value} {error.value.hint}"
+
+
 _leaf = st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=8)
 _known = st.sampled_from(sorted({f.name for kind in (config.Client, config.Server) for f in dataclasses.fields(kind)}))
 _inner = st.sampled_from(
