@@ -57,7 +57,8 @@ class StreamAccount:
 
 @dataclass(slots=True)
 class Account:
-    """The whole account. ``foreign`` counts readings of devices that keep no account (plain JSON)."""
+    """The whole account. ``foreign`` counts readings of streams that no client has reported: of devices that keep no account
+    (plain JSON), and of a client that has just started."""
 
     streams: list[StreamAccount]
     foreign: int
@@ -127,9 +128,11 @@ def _account(store: Store, reported: Sequence[tuple[Any, ...]], where: str) -> A
         account.missing = sum(last - first + 1 for first, last in gaps)
         account.missing_ranges = gaps[:MAX_RANGES]
         accounts.append(account)
-    total = store.query(f"SELECT count() FROM {store.database}.telemetry FINAL WHERE {where}")[0][0]
-    accounted = sum(account.stored + account.ahead + account.doubled for account in accounts)
-    return Account(accounts, max(0, int(total) - accounted))
+    known = {(client, stream) for client, stream, *_ in reported}
+    counted = store.query(
+        f"SELECT client_id, stream, count() FROM {store.database}.telemetry FINAL WHERE {where} GROUP BY client_id, stream"
+    )
+    return Account(accounts, sum(int(rows) for client, stream, rows in counted if (client, stream) not in known))
 
 
 def _count_stored(store: Store, account: StreamAccount, stream: int, last_seq: int) -> list[Span]:

@@ -23,6 +23,7 @@ from typing import Any, NamedTuple
 import pyarrow as pa
 
 from .errors import PoisonError
+from .messages import MAX_KEY
 
 CONTENT_TYPE = "application/vnd.apache.arrow.stream"
 FORMAT_VERSION = "1"
@@ -164,16 +165,23 @@ def decode(payload: bytes, name: Name, count: int) -> Readings:
 def _names(dictionary: Any) -> list[str]:
     """The keys of a batch. A client names the same series in each of its batches, so long lists are remembered."""
     if len(dictionary) < REMEMBERED_FROM or dictionary.offset:
-        return dictionary.to_pylist()  # type: ignore[no-any-return]
+        return _checked(dictionary)
     _, ends, text = dictionary.buffers()
     if text is None or ends.size + text.size > REMEMBERED_BYTES:
-        return dictionary.to_pylist()  # type: ignore[no-any-return]
+        return _checked(dictionary)
     return _remembered(len(dictionary), ends.to_pybytes(), text.to_pybytes())
 
 
 @lru_cache(maxsize=128)
 def _remembered(count: int, ends: bytes, text: bytes) -> list[str]:
-    return pa.StringArray.from_buffers(count, pa.py_buffer(ends), pa.py_buffer(text)).to_pylist()  # type: ignore[no-any-return]
+    return _checked(pa.StringArray.from_buffers(count, pa.py_buffer(ends), pa.py_buffer(text)))
+
+
+def _checked(keys: Any) -> list[str]:
+    names: list[str] = keys.to_pylist()
+    if any(len(name) > MAX_KEY for name in names):
+        raise PoisonError(f"has a data_key of more than {MAX_KEY} letters")
+    return names
 
 
 def _check_columns(schema: Any) -> None:

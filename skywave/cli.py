@@ -170,8 +170,14 @@ def fleet(brokers: tuple[str, ...], as_json: bool, **plan: Any) -> None:
         raise click.UsageError("without --rate and --backlog there is nothing to send")
     plan["seconds"] = plan["seconds"] if plan["rate"] else 0.0
     stop = threading.Event()
+
+    def end(*_: object) -> None:
+        stop.set()
+        for number in (signal.SIGINT, signal.SIGTERM):  # a second one ends it at once
+            signal.signal(number, signal.default_int_handler)
+
     for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, lambda *_: stop.set())
+        signal.signal(number, end)
     load = Fleet(Plan(brokers=where, **plan))
     if not plan["rate"]:
         load.prepare()

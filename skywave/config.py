@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from .errors import ConfigError
+from .messages import MAX_KEY
 
 T = TypeVar("T")
 INSTALLED = Path("/etc/skywave")
@@ -333,6 +334,8 @@ def _check_client(config: Client, where: str) -> None:
     if len(config.sensors) > 32_000:
         raise ConfigError(f"{where}: more than 32000 sensors", "Split them over several clients.")
     for name, sensor in config.sensors.items():
+        if len(sensor.key or name) > MAX_KEY:
+            raise ConfigError(f"{where}: sensors.{name}: its key has more than {MAX_KEY} letters")
         _check_host(sensor.host, f"sensors.{name}.host", where)
     if config.outbox.kind == "postgresql" and not config.outbox.dsn:
         raise ConfigError(f"{where}: outbox.dsn is missing", 'For example dsn = "host=/run/postgresql dbname=skywave".')

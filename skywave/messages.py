@@ -17,8 +17,13 @@ from .errors import PoisonError
 
 VERSION = 1
 MAX_BYTES = 1 << 20
+MAX_KEY = 1000
+"""Letters of a data_key: it stands in the statement that looks a batch up."""
 EARLIEST = date(2025, 1, 1)
 """A clock that shows an earlier date was never set: a machine without a battery starts in 1970."""
+_MAX_AGE_S = 1e11
+_SURROGATE = re.compile("[\ud800-\udfff]")
+"""Half a letter, which JSON can write and UTF-8 cannot."""
 _NUMBER = re.compile(r"0|[1-9][0-9]{0,19}")
 
 
@@ -145,14 +150,17 @@ class ClientStatus:
         """The message in ``payload``; raises ``PoisonError``."""
         body = _load(payload, "client status")
         labels = body.get("labels", {})
-        if not isinstance(labels, dict) or not all(isinstance(value, str) for value in labels.values()):
+        if not isinstance(labels, dict):
             raise PoisonError("client status: labels must be a table of strings")
+        for item in labels.items():
+            for word in item:
+                _unicode("client status: a label", word)
         dropped = []
         for row in _rows(body, "dropped"):
-            if len(row) != 4 or not isinstance(row[3], str):
+            if len(row) != 4:
                 raise PoisonError("client status: a dropped range needs stream, first, last and reason")
             stream, first, last = _numbers(row[:3], 3)
-            dropped.append(Dropped(stream, first, last, row[3]))
+            dropped.append(Dropped(stream, first, last, _unicode("client status: a reason", row[3])))
         return cls(
             online=body.get("online") is True,
             version=_text(body, "version"),
@@ -160,7 +168,7 @@ class ClientStatus:
             labels=labels,
             backlog_readings=_count(body, "backlog_readings"),
             backlog_bytes=_count(body, "backlog_bytes"),
-            oldest_unacked_s=float(_count(body, "oldest_unacked_s")),
+            oldest_unacked_s=float(_count(body, "oldest_unacked_s", _MAX_AGE_S)),
             streams=[Produced(*_numbers(row, 3)) for row in _rows(body, "streams")],
             dropped=dropped,
         )
@@ -197,15 +205,21 @@ def _load(payload: bytes, what: str) -> dict[str, Any]:
 
 def _text(body: dict[str, Any], name: str) -> str:
     value = body.get(name, "")
+    return _unicode(name, value)
+
+
+def _unicode(name: str, value: Any) -> str:
     if not isinstance(value, str):
         raise PoisonError(f"{name} must be a string")
+    if _SURROGATE.search(value):
+        raise PoisonError(f"{name} is not valid Unicode")
     return value
 
 
-def _count(body: dict[str, Any], name: str) -> int:
+def _count(body: dict[str, Any], name: str, below: float = 2**63) -> int:
     value = body.get(name, 0)
-    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < 2**63:
-        raise PoisonError(f"{name} must be a number of at least 0")
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < below:
+        raise PoisonError(f"{name} must be a number from 0 to below {below:g}")
     return int(value)
 
 

@@ -161,14 +161,15 @@ class Link:
         retain: bool = False,
         content_type: str = "",
         properties: Iterable[tuple[str, str]] = (),
-    ) -> bool:
-        """Hands a message to the network; False if the link is down (then nothing is kept of it)."""
+    ) -> Callable[[], bool]:
+        """Hands a message to the network, or to nobody if the link is down. Returns what tells whether the broker has taken
+        it; once the connection has ended that does not change any more."""
         client = self._client
         if client is None or not self.connected:
-            return False
+            return lambda: False
         props = publish_properties(content_type, properties) if content_type or properties else None
         self._last_said = said = client.publish(topic, payload, qos, retain, props)
-        return said.rc == paho.MQTT_ERR_SUCCESS
+        return lambda: said.rc == paho.MQTT_ERR_SUCCESS and said.is_published()
 
     def subscribe(self, topics: Iterable[str]) -> None:
         """Subscribes more topics on the present connection."""

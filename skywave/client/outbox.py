@@ -164,6 +164,8 @@ class Outbox(ABC):
         """A path on the disk that holds the database, "" if it cannot be known."""
 
     blob_type: str
+    lock_tally: Sequence[Statement] = ()
+    """What has a transaction that removes batches wait for another one that does, before it counts what it removes."""
 
     # -- opening -----------------------------------------------------------------------------------------------------
 
@@ -315,6 +317,7 @@ class Outbox(ABC):
         chosen = f"(SELECT {{}} FROM batch WHERE id IN ({', '.join('?' * len(ids))}))"
         self.transaction(
             [
+                *self.lock_tally,
                 (
                     f"UPDATE gone SET batches = batches + {chosen.format('COUNT(*)')},"
                     f" readings = readings + {chosen.format('COALESCE(SUM(count), 0)')},"

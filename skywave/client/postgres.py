@@ -37,11 +37,12 @@ class PostgresOutbox(Outbox):
     """See ``Outbox``. A lost connection is made anew by the next call."""
 
     blob_type = "BYTEA"
+    lock_tally = (("SELECT 1 FROM gone FOR UPDATE", ()),)
 
     def __init__(self, settings: config.Outbox) -> None:
         super().__init__(settings)
         self._connection: psycopg2.extensions.connection | None = None
-        self._locked = False
+        self._locked = self._held = False
 
     def default_disk_path(self) -> str:
         """PostgreSQL's usual folder on Debian."""
@@ -96,7 +97,9 @@ class PostgresOutbox(Outbox):
                 keepalives_interval=5,
                 keepalives_count=3,
                 tcp_user_timeout=30_000,
-                options="-c client_min_messages=error",
+                # The server's side as well: a session that outlives its network would keep the lock.
+                options="-c client_min_messages=error -c tcp_keepalives_idle=10 -c tcp_keepalives_interval=5"
+                " -c tcp_keepalives_count=3",
             )
             connection.autocommit = True
             self._connection = connection
@@ -110,7 +113,10 @@ class PostgresOutbox(Outbox):
             row = cursor.fetchone()
         if row is None or not row[0]:
             self.close()
+            if self._held:
+                raise OutboxUnavailable("the session before this one still has the lock", "PostgreSQL ends it soon.")
             raise OutboxError("another client uses this outbox", "One outbox serves one client; stop the other one.")
+        self._held = True
 
     def _translated(self, error: psycopg2.Error) -> Exception:
         text = str(error).strip().splitlines()

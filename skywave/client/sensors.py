@@ -28,8 +28,6 @@ log = logging.getLogger(__name__)
 CHUNK_BYTES = 256 << 10
 RECEIVE_BUFFER_BYTES = 64 << 10
 """Small on purpose: what stands in it when the client is killed is lost (the kernel doubles the figure)."""
-LOOK_AFTER_S = 0.1
-"""Between two looks at the connections that are down or silent."""
 NOWHERE = Position(0, 0)
 
 

@@ -77,6 +77,7 @@ class Uplink:
         self._retry_at = 0.0
         self._served_at = 0.0
         self._strikes = 0
+        self._up_at = 0.0
         self._more = False  # there is work that needs no event
         self._set_aside: dict[int, str] = {}
         self._backlog = outbox.backlog()
@@ -196,6 +197,7 @@ class Uplink:
                 self.bad_messages += 1
                 log.warning("message on %s is ignored: %s", event.topic, error)
         elif isinstance(event, _Up):
+            self._up_at = time.monotonic()
             self._servers.clear()  # retained statuses follow; what a dead broker knew is not known any more
             self._window.rewind()
             self._status_soon = True
@@ -210,7 +212,8 @@ class Uplink:
                 return
             status = ServerStatus.decode(message.payload)
             self._servers[server] = status
-            self._hear_date(status.date)
+            if status.accepting:  # the last will of one that died has the date of its start
+                self._hear_date(status.date)
         elif message.topic == topics.ack(self._settings.client_id):
             self._acknowledged(Ack.decode(message.payload))
 
@@ -315,7 +318,7 @@ class Uplink:
         self._publish(self._window.add(batch, day, attempt, live, now))
 
     def _publish(self, entry: InFlight) -> None:
-        self.link.publish(
+        entry.arrived = self.link.publish(
             topics.data(self._settings.client_id),
             entry.batch.payload,
             content_type=CONTENT_TYPE,
@@ -332,7 +335,9 @@ class Uplink:
                 self._days.add(self._unfixed, None)
             except OutboxUnavailable as error:
                 log.warning("outbox: %s", error)  # the old day stays fixed for them, which is allowed
-        largest = max(self._window, key=lambda entry: len(entry.batch.payload), default=None)
+        # What the broker may have refused is what was sent on this connection and not taken.
+        tried = (entry for entry in self._window if entry.sent_at >= self._up_at and not entry.arrived())
+        largest = max(tried, key=lambda entry: len(entry.batch.payload), default=None)
         if largest is None or why.wanted:
             return
         self._strikes += 1

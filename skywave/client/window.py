@@ -8,7 +8,7 @@ batch and is jittered, so that a fleet does not resend in step.
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from datetime import date
 
@@ -19,7 +19,8 @@ from ..messages import Range
 
 @dataclass(slots=True)
 class InFlight:
-    """A published batch. ``attempt`` 0 is certainly its first publish; ``live`` tells its lane."""
+    """A published batch. ``attempt`` 0 is certainly its first publish; ``live`` tells its lane; ``arrived`` whether the
+    broker has taken the last copy on this connection."""
 
     batch: Batch
     day: date
@@ -27,6 +28,7 @@ class InFlight:
     live: bool
     sent_at: float
     due_at: float
+    arrived: Callable[[], bool] = lambda: True
 
     def properties(self) -> tuple[tuple[str, str], ...]:
         """The user properties with which it is published."""
@@ -95,8 +97,21 @@ class Window:
         return [entry.batch for entry in done]
 
     def due(self, now: float, limit: int) -> list[InFlight]:
-        """The batches to send again now, oldest first, already entered as sent."""
-        entries = [entry for entry in self._in_flight.values() if entry.due_at <= now][:limit]
+        """The batches to send again now, oldest first, already entered as sent.
+
+        One whose last copy is still on its way to the broker is not due: TCP brings it or the connection ends. On a slow link
+        a second copy would stand behind the first, and the link would carry little else.
+        """
+        entries = []
+        for entry in self._in_flight.values():
+            if entry.due_at > now:
+                continue
+            if not entry.arrived():
+                entry.due_at = now + self._timeout(0)
+                continue
+            entries.append(entry)
+            if len(entries) == limit:
+                break
         for entry in entries:
             entry.attempt += 1
             entry.sent_at = now
@@ -107,7 +122,7 @@ class Window:
     def rewind(self) -> None:
         """Makes everything due: after a reconnect nobody knows what arrived."""
         for entry in self._in_flight.values():
-            entry.due_at = 0.0
+            entry.due_at, entry.arrived = 0.0, lambda: True
 
     def remove(self, batch_id: int) -> InFlight:
         """Takes a batch out unacknowledged."""

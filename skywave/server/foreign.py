@@ -15,6 +15,7 @@ from decimal import Decimal, InvalidOperation
 from typing import Any
 
 from ..errors import PoisonError
+from ..messages import MAX_KEY
 
 MAX_READINGS = 10_000
 _EARLIEST, _LATEST = -62_135_596_800, 253_402_300_800  # the years 1 to 9999
@@ -42,7 +43,7 @@ def parse(payload: bytes) -> tuple[list[ForeignReading], list[BadReading]]:
     """The readings in ``payload`` and the elements that are none; raises ``PoisonError`` if it is not such JSON."""
     try:
         body = json.loads(payload, parse_float=Decimal, parse_constant=str)
-    except (ValueError, RecursionError) as error:
+    except (ValueError, RecursionError, ArithmeticError) as error:
         raise PoisonError(f"is neither a batch nor JSON: {str(error)[:200]}") from error
     elements = body if isinstance(body, list) else [body]
     if len(elements) > MAX_READINGS:
@@ -55,7 +56,10 @@ def parse(payload: bytes) -> tuple[list[ForeignReading], list[BadReading]]:
         try:
             good.append(_reading(element))
         except PoisonError as error:
-            bad.append(BadReading(json.dumps(element, default=str), str(error)))
+            try:
+                bad.append(BadReading(json.dumps(element, default=str), str(error)))
+            except (ValueError, RecursionError) as unspeakable:
+                raise PoisonError("holds an element that is nested too deeply") from unspeakable
     return good, bad
 
 
@@ -69,8 +73,8 @@ def _reading(element: Any) -> ForeignReading:
     if not math.isfinite(value):
         raise PoisonError("data_value is not a finite number")
     key = element.get("data_key")
-    if not isinstance(key, str) or not key:
-        raise PoisonError("data_key must be a non-empty string")
+    if not isinstance(key, str) or not 0 < len(key) <= MAX_KEY:
+        raise PoisonError(f"data_key must be a string of 1 to {MAX_KEY} letters")
     if any("\ud800" <= letter <= "\udfff" for letter in key):
         raise PoisonError("data_key is not valid Unicode")
     number = element.get("id", 0)

@@ -66,6 +66,8 @@ class _Group:
     admitted: list[Admitted] = field(default_factory=list)
     poison: list[tuple[Rejected, Range | None]] = field(default_factory=list)
     statuses: dict[int, ClientStatus] = field(default_factory=dict)
+    remembered: set[int] = field(default_factory=set)
+    """Clients whose status is one that the broker kept: perhaps not their last, if there are several brokers."""
     replies: defaultdict[int, _Reply] = field(default_factory=lambda: defaultdict(_Reply))
 
 
@@ -85,6 +87,7 @@ class Ingest:
         self._recorded: dict[int, tuple[Any, ...]] = {}
         self._named: dict[int, set[int]] = {}
         self._quota: dict[tuple[int, date], int] = {}
+        self._over_quota: set[tuple[int, date]] = set()
         self._admission = Admission(settings.ingest, random.SystemRandom().randrange(1, 2**63))
         self.progress_at = time.monotonic()
         self.store_error = ""
@@ -111,7 +114,9 @@ class Ingest:
                 if not self._clock_is_set(today):
                     self._stopping.wait(0.5)
                     continue
-                if not self._subscriber.accepts(self._shard) and not self.store_error and not len(self._inbox):
+                # Room is enough: with many clients the inbox is never empty, because their statuses always come in.
+                room = self._inbox.bytes < self._settings.max_held_bytes // 4
+                if room and not self.store_error and not self._subscriber.accepts(self._shard):
                     self._subscriber.set_accepting(True, self._shard)
                 if self._inbox.wait(0.5):
                     self._work(self._gather(today))
@@ -156,11 +161,14 @@ class Ingest:
         try:
             if kind == "status":
                 group.statuses[client_id] = ClientStatus.decode(message.payload)
+                (group.remembered.add if message.retained else group.remembered.discard)(client_id)
                 return 0
             if who is None:
                 raise PoisonError("came on a topic that is no client's")
             admitted, bad = self._admission.admit(client_id, message, group.today, received.at)
-        except PoisonError as error:
+        except Exception as error:  # one message must never end the loop, whatever is wrong with it, or with us
+            if not isinstance(error, PoisonError):
+                log.exception("a message on %s cannot be read", message.topic)
             if kind == "status":
                 log.warning("client %d: %s", client_id, error)
             else:
@@ -263,7 +271,8 @@ class Ingest:
             if key not in self._quota:
                 self._quota[key] = self._until_done(lambda row=row: self._store.rejected_bytes(row.client_id, row.day))  # type: ignore[misc]
             if self._quota[key] + len(row.payload) > self._settings.reject_quota:
-                if not self.over_quota:
+                if key not in self._over_quota:
+                    self._over_quota.add(key)
                     log.error("client %d: today's quota for rejected messages is used up; nothing more is kept nor"
                               " acknowledged: %s", row.client_id, row.reason)  # fmt: skip
                 self.over_quota += 1
@@ -296,7 +305,7 @@ class Ingest:
                 streams += [(client_id, item, oldest if item.first_pending else 0) for item in status.streams]
                 dropped += [(client_id, item) for item in status.dropped]
             streams_now = {item.stream for item in status.streams}
-            if streams_now and self._named.get(client_id) != streams_now:
+            if streams_now and self._named.get(client_id) != streams_now and client_id not in group.remembered:
                 named[client_id] = streams_now
         if named:
             # A stream that its client no longer names is in no outbox: if readings of it are not stored, they are lost.

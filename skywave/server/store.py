@@ -27,6 +27,8 @@ from ..messages import Dropped, Produced
 from . import schema
 
 LOOK_UP_AT_ONCE = 1000
+LOOK_UP_LETTERS = 30_000
+"""Of keys in one statement: ClickHouse takes 256 KiB (max_query_size), and a letter may be four bytes."""
 T = TypeVar("T")
 
 _TYPES: dict[str, Any] = {
@@ -257,9 +259,13 @@ class Store(ABC):
         """Which of the batches are stored (or were, and are archived since): ``(client_id, stream, first_seq)``."""
         found: set[tuple[int, int, int]] = set()
         ordered = sorted(probes, key=lambda probe: probe.created_at)
-        for start in range(0, len(ordered), LOOK_UP_AT_ONCE):
-            found |= self._existing(ordered[start : start + LOOK_UP_AT_ONCE])
-        return found
+        start = letters = 0
+        for end, probe in enumerate(ordered):
+            letters += len(probe.data_key)
+            if end - start == LOOK_UP_AT_ONCE or letters > LOOK_UP_LETTERS:
+                found |= self._existing(ordered[start:end])
+                start, letters = end, len(probe.data_key)
+        return found | (self._existing(ordered[start:]) if ordered else set())
 
     def _existing(self, probes: Sequence[Probe]) -> set[tuple[int, int, int]]:
         clients = ", ".join(sorted({str(p.client_id) for p in probes}))

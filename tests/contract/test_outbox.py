@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import random
 import socket
+import threading
+import time
 from datetime import date, timedelta
 from pathlib import Path
 
@@ -418,3 +421,41 @@ def test_an_absent_database_is_unavailable_not_a_crash():
     box = open_outbox(config.Outbox(kind="postgresql", dsn="host=127.0.0.1 port=1 user=x dbname=x connect_timeout=1"))
     with pytest.raises(OutboxUnavailable):
         box.create(7)
+
+
+def test_batches_that_two_hands_remove_at_once_are_counted_once(outbox, settings):
+    """The uplink deletes what is acknowledged while the intake drops the oldest: the same ones."""
+    other = open_outbox(settings)
+    try:
+        for stream in range(10, 40):
+            ids = [item.id for item in fill(outbox, stream, 5, size=100)]
+            threads = [threading.Thread(target=box.delete, args=(ids,)) for box in (outbox, other)]
+            for thread in threads:
+                thread.start()
+            for thread in threads:
+                thread.join()
+            assert outbox.backlog() == Backlog(0, 0, 0)
+    finally:
+        other.close()
+
+
+def test_a_session_that_outlived_its_connection_is_waited_for(outbox_dsn):
+    box = open_outbox(config.Outbox(kind="postgresql", dsn=outbox_dsn))
+    box.lock()
+    box.create(7)
+    lost, box._connection = box._connection, None  # the network is gone, and PostgreSQL does not know it yet
+    with pytest.raises(OutboxUnavailable):
+        box.backlog()
+    lost.close()
+    deadline = time.monotonic() + 10
+    while time.monotonic() < deadline:
+        with contextlib.suppress(OutboxUnavailable):
+            assert box.backlog().readings == 0
+            break
+        time.sleep(0.1)
+    else:
+        pytest.fail("the outbox is still locked")
+    other = open_outbox(config.Outbox(kind="postgresql", dsn=outbox_dsn))
+    with pytest.raises(OutboxError):  # of which OutboxUnavailable is none
+        other.lock()
+    box.close()

@@ -6,11 +6,12 @@ from datetime import date
 
 import pytest
 
-from skywave import config
+from skywave import config, topics
 from skywave.batch import Batch
 from skywave.client.outbox import open_outbox
 from skywave.client.uplink import TOO_LARGE_STRIKES, Uplink
-from skywave.mqtt import PACKET_TOO_LARGE, Disconnected
+from skywave.messages import ServerStatus
+from skywave.mqtt import PACKET_TOO_LARGE, Disconnected, Message
 
 
 @pytest.fixture
@@ -47,7 +48,9 @@ def test_live_batches_without_room_begin_the_backlog_where_they_begin(uplink):
 
 def in_flight(uplink, size):
     large = Batch(1, 5, 1, 10, 0, None, b"x" * size)
-    uplink._window.add(large, date(2026, 11, 24), 0, True, 0.0)
+    entry = uplink._window.add(large, date(2026, 11, 24), 0, True, 0.0)
+    entry.arrived = lambda: False
+    return entry
 
 
 def test_a_large_batch_that_was_in_flight_at_every_loss_is_set_aside(uplink):
@@ -70,3 +73,23 @@ def test_a_broker_that_was_left_has_refused_nothing(uplink):
     for _ in range(2 * TOO_LARGE_STRIKES):
         uplink._disconnected(Disconnected(0, "left", wanted=True))
     assert not uplink.set_aside
+
+
+def test_a_batch_that_was_not_sent_or_was_taken_is_not_refused(uplink):
+    in_flight(uplink, 100_000)
+    uplink._up_at = 1.0  # connected again, and nothing sent since
+    for _ in range(2 * TOO_LARGE_STRIKES):
+        uplink._disconnected(Disconnected(0, "Keep alive timeout"))
+    assert not uplink.set_aside
+    uplink._up_at = 0.0
+    in_flight(uplink, 100_000).arrived = lambda: True
+    for _ in range(2 * TOO_LARGE_STRIKES):
+        uplink._disconnected(Disconnected(0, "Keep alive timeout"))
+    assert not uplink.set_aside
+
+
+def test_the_date_of_a_server_that_died_long_after_its_start_is_not_taken(uplink):
+    today, start = date(2026, 11, 24), date(2026, 11, 20)
+    for number, (accepting, day) in enumerate([(True, today), (False, start)]):
+        uplink._receive(Message(topics.server_status(f"s{number}"), ServerStatus(accepting, day, "1").encode()))
+        assert uplink.heard_date == today

@@ -5,6 +5,8 @@ from __future__ import annotations
 import random
 from datetime import date
 
+import pytest
+
 from skywave import config
 from skywave.batch import Batch
 from skywave.client.window import Window
@@ -88,3 +90,52 @@ def test_after_a_reconnect_everything_is_due():
     assert len(w.due(100.0, 3)) == 3
     assert len(w.due(100.0, 3)) == 2
     assert w.due(100.0, 3) == []
+
+
+class SlowLink:
+    """A first-in, first-out queue that carries so many bytes a second; the server answers at once what has arrived."""
+
+    def __init__(self, rate):
+        self.rate, self.free_at, self.queued = rate, 0.0, []
+
+    def send(self, entry, now):
+        self.free_at = max(self.free_at, now) + len(entry.batch.payload) / self.rate
+        arrives = self.free_at
+        self.queued.append((arrives, entry.batch))
+        entry.arrived = lambda: self.now >= arrives
+
+    def arrived(self, now):
+        self.now = now
+        here = [batch for at, batch in self.queued if at <= now]
+        self.queued = [item for item in self.queued if item[0] > now]
+        return here
+
+
+@pytest.mark.parametrize(("rate", "size", "every"), [(25_000, 6000, 0.4), (60_000, 15_000, 1.0), (25_000, 30_000, 2.0)])
+def test_a_backlog_drains_over_a_link_not_much_faster_than_its_sensors(rate, size, every):
+    w, link = window(), SlowLink(rate)
+    now, made, acked, next_at = 0.0, 500, 0, every  # 500 batches wait after an outage
+    sent = 0
+    while acked < made and now < 7200:
+        now += 0.1
+        while next_at <= now:
+            made, next_at = made + 1, next_at + every
+        for arrived in link.arrived(now):
+            acked += len(w.acknowledge(Range(5, arrived.first_seq, arrived.last_seq), now))
+        for entry in w.due(now, 8):
+            link.send(entry, now)
+        while sent < made and w.room(live=False):
+            link.send(w.add(batch(sent, size), DAY, 0, False, now), now)
+            sent += 1
+    assert acked == made
+    assert w.resent == 0
+    assert len(link.queued) <= 64
+
+
+def test_what_arrived_and_was_not_acknowledged_is_due_and_after_a_reconnect_everything_is():
+    w = window(ack_timeout_min=1.0)
+    here, under_way = (w.add(batch(number), DAY, 0, True, 0.0) for number in range(2))
+    under_way.arrived = lambda: False
+    assert w.due(10.0, 8) == [here]
+    w.rewind()
+    assert w.due(10.0, 8) == [here, under_way]
