@@ -17,6 +17,7 @@ import ssl
 import threading
 import time
 import weakref
+from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, cast
@@ -41,6 +42,7 @@ RECEIVE_MAXIMUM = 1000
 """Without it Mosquitto keeps only 20 messages in flight to a subscriber."""
 TURN_S = 0.02
 """For so long packets are read before what they brought about is written: answers, acknowledgements, pings."""
+MANY_UNANSWERED = 256
 READ_AHEAD_BYTES = 1 << 16
 WRITE_TOGETHER_BYTES = 1 << 16
 
@@ -105,7 +107,9 @@ class Link:
         self._on_up, self._on_down, self._on_message = on_up, on_down, on_message
         self._will = will
         self._client: paho.Client | None = None
-        self._last_said: paho.MQTTMessageInfo | None = None
+        self._answers = threading.Lock()
+        self._said = self._last_answered = 0
+        self._unanswered: deque[tuple[int, paho.MQTTMessageInfo]] = deque()
         self._stopping = threading.Event()
         self.connected = False
         self.connected_at = 0.0
@@ -126,9 +130,11 @@ class Link:
         """
         self._stopping.set()
         if client := self._client:
-            if self.connected and self._last_said:
+            with self._answers:
+                last = self._unanswered[-1][1] if self._unanswered else None
+            if self.connected and last:
                 with contextlib.suppress(RuntimeError, ValueError):  # it never left this host
-                    self._last_said.wait_for_publish(LAST_WORDS_S)
+                    last.wait_for_publish(LAST_WORDS_S)
             client.disconnect()
         if self._thread.is_alive():
             self._thread.join(5)
@@ -163,13 +169,30 @@ class Link:
         properties: Iterable[tuple[str, str]] = (),
     ) -> Callable[[], bool]:
         """Hands a message to the network, or to nobody if the link is down. Returns what tells whether the broker has taken
-        it; once the connection has ended that does not change any more."""
+        it, or has passed it over: it answers QoS 1 in order, so what it has not answered before a later one is lost."""
         client = self._client
         if client is None or not self.connected:
             return lambda: False
         props = publish_properties(content_type, properties) if content_type or properties else None
-        self._last_said = said = client.publish(topic, payload, qos, retain, props)
-        return lambda: said.rc == paho.MQTT_ERR_SUCCESS and said.is_published()
+        said = client.publish(topic, payload, qos, retain, props)
+        if said.rc != paho.MQTT_ERR_SUCCESS or not qos:
+            return lambda: False
+        with self._answers:
+            self._said += 1
+            number = self._said
+            self._unanswered.append((number, said))
+        if len(self._unanswered) > MANY_UNANSWERED:
+            self._answered()
+        return lambda: number <= self._answered()
+
+    def _answered(self) -> int:
+        """The number of the latest message that the broker has answered; forgets all up to it."""
+        with self._answers:
+            latest = next((number for number, said in reversed(self._unanswered) if said.is_published()), 0)
+            while self._unanswered and self._unanswered[0][0] <= latest:
+                self._unanswered.popleft()
+            self._last_answered = max(self._last_answered, latest)
+            return self._last_answered
 
     def subscribe(self, topics: Iterable[str]) -> None:
         """Subscribes more topics on the present connection."""
@@ -188,6 +211,8 @@ class Link:
             self.connected_at = 0.0
             try:
                 self._client = client = self._new_client()
+                with self._answers:
+                    self._unanswered.clear()
                 client.connect(
                     self._settings.host, self._settings.port, self._settings.keepalive,
                     clean_start=True, properties=connect_properties(),

@@ -20,7 +20,7 @@ from ..messages import Range
 @dataclass(slots=True)
 class InFlight:
     """A published batch. ``attempt`` 0 is certainly its first publish; ``live`` tells its lane; ``arrived`` whether the
-    broker has taken the last copy on this connection."""
+    broker has taken the last copy, or passed it over."""
 
     batch: Batch
     day: date
