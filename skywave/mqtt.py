@@ -151,11 +151,12 @@ class Link:
             return ""
         return f"no broker: {self.last_error or f'{self.address}: not connected'}"
 
-    def leave(self, why: str) -> None:
-        """Goes on to the next broker, if there is another one."""
+    def leave(self, why: str, forget: str) -> None:
+        """Goes on to the next broker, if there is another one; this one forgets what it retained of the topic ``forget``."""
         if len(self._brokers) > 1 and (client := self._client):
             self._leaving = True
             log.warning("broker: leaves %s: %s", self.address, why)
+            client.publish(forget, b"", 1, retain=True)
             client.disconnect()
 
     def publish(

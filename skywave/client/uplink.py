@@ -165,7 +165,7 @@ class Uplink:
             self._served_at = now
         elif now - self._served_at > UNSERVED_S:
             self._served_at = now
-            self.link.leave("no server accepts there")
+            self.link.leave("no server accepts there", topics.client_status(self._settings.client_id))
         if self.accepting and self.heard_date is not None:
             self._fix_day()
             self._publish_due(now)

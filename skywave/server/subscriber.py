@@ -184,7 +184,9 @@ class Subscriber:
         self.received += 1
         item = Received(message, boottime())
         who = topics.parse_client(message.topic)
-        client_id = who[0] if who else 0
+        client_id, kind = who or (0, "")
+        if kind == "status" and not message.payload:
+            return  # a client has this broker forget it, because it moves on to another one
         if message.retained and self._heard_from.get(client_id, link) is not link:
             return  # what a broker remembers of a client that has moved on to another one
         self._heard_from[client_id] = link

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import threading
 import time
 
+import paho.mqtt.client as paho
 import pytest
+from paho.mqtt.enums import CallbackAPIVersion
 from parts import Mosquitto, wait_for
 from stand import Stand, delivers, skywave
 
@@ -51,5 +54,24 @@ def test_a_broker_without_a_server_is_left(stand_of_two):
         f"127.0.0.1:{second.port} answers"
         in skywave("doctor", "--config", str(stand.folder / "client-1.toml"), check=None).stdout
     )
+    assert retained(first, "/telemetry/client/1/status") == [], "the broker that it left does not speak of it any more"
+    assert len(retained(second, "/telemetry/client/1/status")) == 1
     stand.finish()
     assert stand.verify() > 1000
+
+
+def retained(broker: Mosquitto, topic: str) -> list[bytes]:
+    """What the broker has kept of a topic."""
+    heard, answered = [], threading.Event()
+    client = paho.Client(CallbackAPIVersion.VERSION2, protocol=paho.MQTTv5)
+    client.on_message = lambda _client, _data, message: (
+        heard.append(message.payload) if message.retain else answered.set()
+    )
+    client.connect("127.0.0.1", broker.port)
+    client.loop_start()
+    client.subscribe([(topic, 1), ("x/echo", 1)])
+    client.publish("x/echo", b"x", 1)  # comes after what is retained
+    assert answered.wait(10)
+    client.disconnect()
+    client.loop_stop()
+    return heard

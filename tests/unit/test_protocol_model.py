@@ -170,7 +170,7 @@ class Link:
                 self.model.attempted.add(name)
         return lambda arrived=self.connected: arrived
 
-    def leave(self, _why: str) -> None:
+    def leave(self, _why: str, _forget: str) -> None:
         """There is one broker."""
 
 

@@ -22,3 +22,7 @@ def test_what_a_broker_remembers_of_a_client_that_moved_on_is_passed_over():
     subscriber._receive(old, Message(topics.client_status(8), b"another", retained=True))
     subscriber._receive(old, Message(topics.client_status(7), b"said now"))
     assert len(inbox) == 4
+    subscriber._receive(new, Message(topics.data(7), b"batch"))
+    subscriber._receive(old, Message(topics.client_status(7), b""))
+    assert len(inbox) == 5, "it has the old one forget it"
+    assert subscriber._heard_from[7] is new
