@@ -88,7 +88,7 @@ class Part:
                 self.command(), stdin=subprocess.DEVNULL, stdout=log, stderr=log, user=self.user, group=self.user,
                 extra_groups=[] if self.user else None, cwd=self.folder, start_new_session=True,
             )  # fmt: skip
-        wait_for(self._ready_or_dead, 30, f"{self.name} starts")
+        wait_for(self._ready_or_dead, 90, f"{self.name} starts")
 
     def _ready_or_dead(self) -> bool:
         assert self.process is not None
