@@ -168,7 +168,9 @@ def list_(
 @click.option("--level", default="checksum", show_default=True, type=click.Choice(["list", "checksum", "rows"]),
               help="How deep: what is there, every byte, or every row.")  # fmt: skip
 @click.option(
-    "--subset", callback=parse_subset, help="Part n of t, like 3/7: on seven nights, each day's turn comes once."
+    "--subset",
+    callback=parse_subset,
+    help="Part n of t, like 3/7: on seven nights, each day's turn comes once. today/7 counts the nights by itself.",
 )
 @json_option
 @with_archive

@@ -12,6 +12,8 @@ import click
 from skywave import config
 from skywave.errors import ConfigError
 
+from .archive import utc_today
+
 
 def parse_day(_: click.Context, __: click.Parameter, value: Any) -> Any:
     """A day, or several."""
@@ -47,12 +49,14 @@ def parse_age(_: click.Context, __: click.Parameter, value: str) -> timedelta:
 
 
 def parse_subset(_: click.Context, __: click.Parameter, value: str | None) -> tuple[int, int] | None:
-    """Part n of t, like 3/7."""
+    """Part n of t, like 3/7; today/7 is another part each day."""
     if value is None:
         return None
     part, slash, parts = value.partition("/")
+    if part == "today" and parts.isdecimal() and int(parts):
+        part = str(utc_today().toordinal() % int(parts) + 1)
     if not (slash and part.isdigit() and parts.isdigit() and 1 <= int(part) <= int(parts)):
-        raise click.BadParameter(f"{value!r} is not like 3/7")
+        raise click.BadParameter(f"{value!r} is not like 3/7 or today/7")
     return int(part), int(parts)
 
 

@@ -5,8 +5,9 @@ from __future__ import annotations
 import itertools
 import math
 import struct
-from datetime import date
+from datetime import date, timedelta
 
+import click
 import numpy as np
 import pyarrow as pa
 import pytest
@@ -15,10 +16,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from skywave_archive import settings
 from skywave_archive.manifest import BrokenManifest, File, Manifest, NewerManifest, ShardState, parse_name
-from skywave_archive.options import parse_url
+from skywave_archive.options import parse_subset, parse_url
 from skywave_archive.ranges import Collector, Ranges, StreamName
 from skywave_archive.source import names_of
 from skywave_archive.tables import TELEMETRY, add, digest, row_hashes
+from skywave_archive.verify import in_subset
 
 from skywave.errors import ConfigError
 
@@ -184,3 +186,18 @@ def test_configurations_that_cannot_work_are_refused(tmp_path):
     )
     assert names_of(settings.load(str(path)).store) == ["a", "b"]
     assert math.isclose(settings.load(str(path)).target.timeout, 30)
+
+
+def test_seven_nights_give_each_day_its_turn(monkeypatch):
+    days = [date(2026, 1, 1) + timedelta(n) for n in range(100)]
+    seen: list[date] = []
+    for night in range(7):
+        monkeypatch.setattr(
+            "skywave_archive.options.utc_today", lambda night=night: date(2026, 11, 24) + timedelta(night)
+        )
+        subset = parse_subset(None, None, "today/7")
+        seen += [day for day in days if in_subset(day, subset)]
+    assert sorted(seen) == days
+    for wrong in ("today", "today/0", "today/x", "8/7", "0/7"):
+        with pytest.raises(click.BadParameter):
+            parse_subset(None, None, wrong)
