@@ -478,3 +478,18 @@ def test_a_damaged_account_stops_neither_the_other_accounts_nor_the_next_export(
     file.unlink()
     assert vault.run("export")["accounts"] == 2
     assert not vault.run("verify", "--level", "list")["accounts"]
+
+
+def test_figures_can_be_read_by_the_collector_and_stop_nothing_if_they_cannot_be_written(vault):
+    vault.add(DAY)
+    vault.configure(extra="")
+    whole = vault.path.read_text()
+    vault.path.write_text(f'metrics_file = "{vault.folder}/figures.prom"\n{whole}')
+    before = os.umask(0o077)
+    try:
+        vault.run("export")
+    finally:
+        os.umask(before)
+    assert (vault.folder / "figures_export.prom").stat().st_mode & 0o777 == 0o644
+    vault.path.write_text(f'metrics_file = "/proc/nowhere/figures.prom"\n{whole}')
+    assert "cannot be written" in vault.run("export")["stderr"]

@@ -201,3 +201,20 @@ def test_seven_nights_give_each_day_its_turn(monkeypatch):
     for wrong in ("today", "today/0", "today/x", "8/7", "0/7"):
         with pytest.raises(click.BadParameter):
             parse_subset(None, None, wrong)
+
+
+@pytest.mark.parametrize(
+    "urls", ["", "nn1:9870", "http://nn1:9870 http://nn2:9870", "http://nn1:x", "ftp://nn1", "http://nn1:9870;"]
+)
+def test_addresses_of_namenodes_that_cannot_work_are_told_at_once(tmp_path, urls):
+    path = tmp_path / "archive.toml"
+    path.write_text(f'[target]\npath = "/a"\nurls = "{urls}"\n')
+    with pytest.raises(ConfigError, match=r"target\.urls"):
+        settings.load(str(path))
+
+
+def test_addresses_of_namenodes_stand_between_commas_or_semicolons(tmp_path):
+    path = tmp_path / "archive.toml"
+    for between in (",", ", ", ";"):
+        path.write_text(f'[target]\npath = "/a"\nurls = "http://nn1:9870{between}http://nn2:9870/"\n')
+        assert settings.load(str(path)).target.addresses == ["http://nn1:9870", "http://nn2:9870"]
