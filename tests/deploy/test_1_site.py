@@ -30,3 +30,13 @@ def test_the_fleet_is_healthy(converged):
     output = converged.playbook("health.yml")
     assert "missing 0, doubled 0" in output
     assert "WRONG" not in output.split("TASK [Show how the fleet is]")[1].split("TASK")[0]
+    name = converged.host("edge1")
+    output = converged.playbook("health.yml", "--limit", name, name="health.yml of one host")
+    assert re.search(rf"{name} +ok", output), "one host is told of as well"
+
+
+def test_a_run_that_leaves_out_the_controller_says_so_at_once(converged):
+    output = converged.playbook(
+        "site.yml", "--limit", converged.host("edge1"), check=False, name="site.yml, a bad limit"
+    )
+    assert "--limit 'NAME,localhost'" in output and "Prepare every host" not in output

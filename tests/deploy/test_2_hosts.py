@@ -6,6 +6,7 @@ import re
 import pytest
 import testinfra
 from lab import EDGES, SENSORS, wait_for
+from test_1_site import changed
 
 ONE_DAY = """
 import os, time
@@ -97,6 +98,16 @@ def test_each_long_running_service_runs_in_its_sandbox_as_its_user(converged, ho
             assert converged.run(host, f"grep CapEff /proc/{pid}/status").split()[1] == "0" * 16
 
 
+def test_the_firewall_outlives_the_host_s_own(converged):
+    for step in ("start", "reload", "restart", "stop"):
+        converged.run("core1", f"systemctl {step} nftables")
+        assert "dport" in converged.run("core1", "nft list table inet skywave"), step
+
+
+def test_a_server_beside_its_clickhouse_syncs_before_it_acknowledges(converged):
+    assert 'sync = "filesystem"' in converged.run("core1", "cat /etc/skywave/server.toml")
+
+
 def test_labels_reach_the_server_and_the_metrics(converged):
     clients = converged.status("core1", "server")["clients"]
     assert clients["1"]["labels"] == {"site": "north", "ring": "canary", "hardware": "pi4"}
@@ -108,13 +119,15 @@ def test_labels_reach_the_server_and_the_metrics(converged):
 
 def test_the_archive_unit_brings_a_closed_day_to_hdfs_and_the_drill_restores_it(converged):
     converged.python("core1", ONE_DAY)
-    for unit in ("skywave-archive", "skywave-drill"):
+    for unit in ("skywave-archive", "skywave-drill", "skywave-verify", "skywave-open-day"):
         converged.run("core1", f"systemctl start {unit}.service")
         assert converged.run("core1", f"systemctl show {unit} -p Result --value").strip() == "success"
     assert "1,000 rows" in converged.run("core1", "journalctl -u skywave-archive --no-pager")
     assert (
-        converged.run("core1", "systemctl is-enabled skywave-archive.timer skywave-drill.timer").split()
-        == ["enabled"] * 2
+        converged.run(
+            "core1", "systemctl is-enabled skywave-archive.timer skywave-drill.timer skywave-verify.timer"
+        ).split()
+        == ["enabled"] * 3
     )
 
 
@@ -199,6 +212,63 @@ def expired(lab, days: int = -1, own_authority: bool = False) -> str:
         serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
     )
     return (secret + certificate.public_bytes(serialization.Encoding.PEM)).decode()
+
+
+@pytest.mark.parametrize(
+    ("asked", "signed"),
+    [
+        ({}, True),
+        ({"common_name": "8"}, False),
+        ({"organization_name": "more"}, False),
+        ({"subject_alt_name": ["DNS:7", "DNS:core1"]}, False),
+        ({"basic_constraints": ["CA:TRUE"]}, False),
+        ({"extended_key_usage": ["clientAuth", "serverAuth"]}, False),
+    ],
+)  # fmt: skip
+def test_the_authority_signs_no_request_but_the_one_that_a_host_is_to_make(converged, asked, signed):
+    honest = {"common_name": "7", "subject_alt_name": ["DNS:7"], "extended_key_usage": ["clientAuth"]}
+    output = converged.play(
+        {
+            "hosts": "localhost",
+            "connection": "local",
+            "become": False,
+            "vars": {"ansible_python_interpreter": "{{ ansible_playbook_python }}"},
+            "tasks": [
+                {"community.crypto.openssl_privatekey_pipe": {"type": "ECC", "curve": "secp256r1"}, "register": "key"},
+                {
+                    "community.crypto.openssl_csr_pipe": {
+                        **honest,
+                        **asked,
+                        "privatekey_content": "{{ key.privatekey }}",
+                    },
+                    "register": "pki_request",
+                },
+                {"include_role": {"name": "pki", "tasks_from": "check"}, "vars": {"pki_common_name": "7"}},
+            ],
+        },
+        check=signed,
+        name=f"a request: {asked}",
+    )
+    assert ("asks for another certificate than 7's" in output) is not signed
+
+
+def test_a_certificate_that_no_longer_fits_the_inventory_is_made_anew(converged):
+    def names(*wanted: str) -> tuple[str, bool]:
+        output = converged.play(
+            {"hosts": converged.host("edge1"), "roles": ["pki"]},
+            "--extra-vars",
+            json.dumps({
+                "pki_authority": str(converged.authority), "pki_name": "trial", "pki_folder": "/tmp/trial",
+                "pki_common_name": "trial", "pki_alternative_names": wanted,
+            }),
+            name=f"a certificate for {', '.join(wanted)}",
+        )  # fmt: skip
+        return converged.run("edge1", "cat /tmp/trial/trial.crt"), any(changed(output).values())
+
+    first, _ = names("DNS:trial", "IP:192.0.2.1")
+    assert names("IP Address:192.0.2.1", "DNS:trial") == (first, False)
+    moved, renewed = names("DNS:trial", "IP:192.0.2.2")
+    assert renewed and moved != first
 
 
 @pytest.mark.parametrize(

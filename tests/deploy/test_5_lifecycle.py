@@ -3,7 +3,9 @@
 import json
 from collections import Counter
 
-from lab import EDGES, SENSORS, wait_for
+import yaml
+from lab import EDGES, SENSORS, docker, wait_for
+from test_1_site import changed
 from test_2_hosts import SHAKE
 
 
@@ -86,6 +88,36 @@ def test_a_decommissioned_edge_is_let_go_with_its_outbox_empty_and_its_certifica
     )
     assert converged.run("edge2", "ls /var/lib/skywave-client").strip(), "its state stays until it is named again"
     wait_for(lambda: converged.status("edge1").get("accepting"), 60, "the other edge goes on")
+
+
+def test_an_edge_that_was_stolen_is_refused_without_a_word_to_it(converged):
+    broker = (converged.address("core1"), "8883", "/etc/skywave/credentials/client.pem")
+    assert converged.python("edge1", SHAKE, *broker).strip() == "accepted"
+    docker("pause", converged.host("edge1"))
+    try:
+        converged.playbook("decommission.yml", "--extra-vars", f"stolen={converged.host('edge1')}")
+    finally:
+        docker("unpause", converged.host("edge1"))
+    assert "refused" in converged.python("edge1", SHAKE, *broker)
+
+
+ZOOKEEPER = (
+    "java -cp '/usr/share/java/*' org.apache.zookeeper.ZooKeeperMain -server 127.0.0.1 {} 2>&1"
+    " || journalctl -u zookeeper --no-pager --lines 20"
+)
+
+
+def test_zookeeper_grows_and_an_empty_server_waits_for_the_one_with_data(converged):
+    converged.run("hdfs1", ZOOKEEPER.format("create /kept here"))
+    more = converged.state / "more.yml"
+    more.write_text(yaml.safe_dump({"zookeeper": {"hosts": {converged.host("core1"): {}}}}))
+    play = ({"hosts": "zookeeper", "roles": ["zookeeper"]}, "-i", str(more))
+    new = converged.host("core1")
+    output = converged.play(*play, "--limit", new, check=False, name="ZooKeeper, without the one that has data")
+    assert f"{converged.host('hdfs1')}, which may have some" in " ".join(output.split())
+    converged.play(*play, name="ZooKeeper grows")
+    assert "here" in converged.run("core1", ZOOKEEPER.format("get /kept"))
+    assert not any(changed(converged.play(*play, name="ZooKeeper, second run")).values())
 
 
 FORGET = """

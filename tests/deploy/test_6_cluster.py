@@ -128,6 +128,14 @@ def test_a_second_namenode_takes_over_from_the_first(cluster):
     assert archive(cluster, "verify --level rows")["good"] == 1
 
 
+def test_a_run_that_leaves_out_a_namenode_names_it(cluster):
+    output = cluster.playbook(
+        "site.yml", "--tags", "hadoop", "--limit", f"{cluster.host('hdfs2')},localhost",
+        check=False, name="cluster: site.yml without hdfs1",
+    )  # fmt: skip
+    assert f"{cluster.host('hdfs1')} is not in this run" in output
+
+
 def test_it_grows_by_a_shard_that_takes_new_clients(cluster):
     grown(cluster, "ch4", "ch5", "edge2")
     cluster.edges = {"edge1": 1, "edge2": 2}
