@@ -189,7 +189,12 @@ def _server(settings: config.Server, status: dict[str, Any]) -> Iterator[Finding
 def _store(settings: config.Store) -> Iterator[Finding]:
     from ..server.store import open_shards, shard_names
 
-    for name, store in zip(shard_names(settings) or [""], open_shards(settings), strict=True):
+    try:
+        stores = open_shards(settings)
+    except ConfigError as error:  # a password or an authority that cannot be read
+        yield Finding("store", False, str(error), error.hint)
+        return
+    for name, store in zip(shard_names(settings) or [""], stores, strict=True):
         try:
             yield from _shard(f" {name}".rstrip(), store)
         except SkywaveError as error:

@@ -65,6 +65,14 @@ def test_a_doctor_says_that_nothing_runs_and_nothing_answers(tmp_path):
     assert all(findings[check].advice for check in wrong)
 
 
+@pytest.mark.parametrize("setting", ["password_file", "ca_file"])
+def test_a_doctor_goes_on_where_a_file_of_the_store_is_missing(tmp_path, setting):
+    path = tmp_path / "server.toml"
+    path.write_text(f"[mqtt]\nport = 1\n[store]\nport = 1\n{setting} = 'absent'\n")
+    findings = {finding.check: finding for finding in examine(path)}
+    assert not findings["store"].ok and "absent" in findings["store"].found
+
+
 def test_a_broker_that_is_not_there_is_named():
     assert "127.0.0.1:1" in shake_hands(config.Mqtt(port=1))
 
