@@ -353,8 +353,9 @@ some_config_option = click.option("--config", "path", type=click.Path(dir_okay=F
 @click.option(
     "--wait", default=0.0, help="Look again until all is well, for as many seconds.", type=click.FloatRange(0)
 )
+@click.option("--services", is_flag=True, help="Only what this host's services do, not how replicas and HDFS are.")
 @json_option
-def doctor(path: str | None, wait: float, as_json: bool) -> None:
+def doctor(path: str | None, wait: float, services: bool, as_json: bool) -> None:
     """Examine this host's client, server and archive: configuration, clock, certificates, broker, outbox, disk, sensors,
     store and each of its replicas, HDFS.
 
@@ -366,7 +367,7 @@ def doctor(path: str | None, wait: float, as_json: bool) -> None:
     from . import view
     from .care.doctor import wait_until_well
 
-    findings = [finding for file in _installed(path) for finding in wait_until_well(file, wait)]
+    findings = [finding for file in _installed(path) for finding in wait_until_well(file, wait, services)]
     if as_json:
         click.echo(json.dumps([finding._asdict() for finding in findings]))
     else:

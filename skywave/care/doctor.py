@@ -37,12 +37,12 @@ class Finding(NamedTuple):
     advice: str = ""
 
 
-def examine(path: str | Path) -> list[Finding]:
-    """Examines the client, server or archive whose configuration file is ``path``. Raises nothing: all that is wrong is
-    found."""
+def examine(path: str | Path, services: bool = False) -> list[Finding]:
+    """Examines the client, server or archive whose configuration file is ``path``; with ``services`` only what this host's
+    own do. Raises nothing: all that is wrong is found."""
     try:
         if config.is_archive(path):
-            return _archive(path)
+            return _archive(path, services)
         settings = config.load_any(path)
     except ConfigError as error:
         return [Finding("configuration", False, str(error), error.hint)]
@@ -59,20 +59,20 @@ def examine(path: str | Path) -> list[Finding]:
     if isinstance(settings, config.Client):
         findings += _client(settings, status)
     else:
-        findings += _server(settings, status)
+        findings += _server(settings, status, services)
     return findings
 
 
-def _archive(path: str | Path) -> list[Finding]:
-    """What ``skywave-archive check`` finds."""
+def _archive(path: str | Path, services: bool) -> list[Finding]:
+    """What ``skywave-archive check`` finds; of ``services`` there is none that runs."""
     from skywave_archive.check import check
     from skywave_archive.settings import load
 
     advice = "skywave-archive check says the same; see docs/archive.md."
+    settings = load(str(path))
+    found = [] if services else check(settings)
     findings = [Finding("configuration", True, f"{path} is valid"), _clock()]
-    return findings + [
-        Finding(f"archive: {item.name}", item.good, item.detail, advice) for item in check(load(str(path)))
-    ]
+    return findings + [Finding(f"archive: {item.name}", item.good, item.detail, advice) for item in found]
 
 
 def _clock() -> Finding:
@@ -170,7 +170,7 @@ def _disk(outbox: config.Outbox) -> Finding:
                    "Make room: below this the client stops reading its sensors.")  # fmt: skip
 
 
-def _server(settings: config.Server, status: dict[str, Any]) -> Iterator[Finding]:
+def _server(settings: config.Server, status: dict[str, Any], services: bool) -> Iterator[Finding]:
     if status:
         yield _session(status, "The broker refuses this server or ends its sessions: look at the broker's log.")
         yield Finding(
@@ -183,10 +183,10 @@ def _server(settings: config.Server, status: dict[str, Any]) -> Iterator[Finding
         if status:
             yield Finding("store", status["store_ok"], status["store_error"] or "commits", "See the server's log.")
         return
-    yield from _store(settings.store)
+    yield from _store(settings.store, services)
 
 
-def _store(settings: config.Store) -> Iterator[Finding]:
+def _store(settings: config.Store, services: bool) -> Iterator[Finding]:
     from ..server.store import open_shards, shard_names
 
     try:
@@ -196,20 +196,21 @@ def _store(settings: config.Store) -> Iterator[Finding]:
         return
     for name, store in zip(shard_names(settings) or [""], stores, strict=True):
         try:
-            yield from _shard(f" {name}".rstrip(), store)
+            yield from _shard(f" {name}".rstrip(), store, services)
         except SkywaveError as error:
             yield Finding(f"store {name}".rstrip(), False, str(error), error.hint)
         finally:
             store.close()
 
 
-def _shard(name: str, store: Store) -> Iterator[Finding]:
+def _shard(name: str, store: Store, services: bool) -> Iterator[Finding]:
     from ..server import schema
     from ..server.store import text
 
     version = text(store.query("SELECT version()")[0][0])
     yield Finding(f"store{name}", True, f"ClickHouse {version} answers")
-    yield from _replicas(name, store)
+    if not services:
+        yield from _replicas(name, store)
     found = {text(row[0]) for row in store.query(f"SELECT name FROM system.tables WHERE database = '{store.database}'")}
     wanted = set(re.findall(rf"{store.database}\.(\w+) \(", " ".join(schema.tables(store.database, False))))
     missing = ", ".join(sorted(wanted - found))
@@ -232,11 +233,11 @@ def _replicas(name: str, store: Store) -> Iterator[Finding]:
         )
 
 
-def wait_until_well(path: str | Path, seconds: float) -> list[Finding]:
+def wait_until_well(path: str | Path, seconds: float, services: bool = False) -> list[Finding]:
     """Examines again and again until nothing is wrong or ``seconds`` are over; the last findings."""
     until = time.monotonic() + seconds
     while True:
-        findings = examine(path)
+        findings = examine(path, services)
         if all(finding.ok for finding in findings) or time.monotonic() >= until:
             return findings
         time.sleep(1)

@@ -67,6 +67,7 @@ def test_any_replica_may_die(clustered, cluster, rng):
         if not number:
             wrong = [finding for finding in examine(clustered.folder / "server.toml") if not finding.ok]
             assert [f"127.0.0.1:{node.port}" in finding.check for finding in wrong] == [True], wrong
+            assert all(finding.ok for finding in examine(clustered.folder / "server.toml", services=True))
         node.start()
         wait_for(lambda node=node: cluster.has_caught_up(node, own), 90, f"{node.name} has caught up", 0.5)
     clustered.finish(90)

@@ -93,6 +93,7 @@ def test_a_host_with_the_archive_alone_is_looked_after(tmp_path, monkeypatch):
     code, said = say("doctor", "--json")
     findings = {finding["check"]: finding["ok"] for finding in json.loads(said)}
     assert (code, findings["archive: target"], findings["archive: shard 1"]) == (1, True, False)
+    assert say("doctor", "--services")[0] == 0
     assert say("bundle", "--output", str(tmp_path / "bundle.tar.gz"))[0] == 0
     with tarfile.open(tmp_path / "bundle.tar.gz") as bundle:
         assert {"skywave-bundle/configuration/archive.toml", "skywave-bundle/doctor/archive.json"} <= {
