@@ -453,19 +453,9 @@ def credential(path: str) -> str:
 
 def secret(path: str) -> str:
     """The content of a secret's file without its final line break; "" for an empty path. Raises ``ConfigError``."""
-    return _content(path).rstrip("\r\n")
-
-
-def readable(path: str) -> str:
-    """Like ``credential``; raises ``ConfigError`` if the file cannot be read."""
-    _content(path)
-    return credential(path)
-
-
-def _content(path: str) -> str:
     full = credential(path)
     try:
-        return Path(full).read_text(encoding="utf-8") if full else ""
+        return Path(full).read_text(encoding="utf-8").rstrip("\r\n") if full else ""
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(
             f"{full}: {error.strerror if isinstance(error, OSError) else error}",

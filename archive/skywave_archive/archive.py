@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import contextlib
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import UTC, date, datetime
@@ -142,11 +142,6 @@ class Archive:
             return date.fromisoformat(self.target.read_bytes(KEPT_FROM).decode().strip())
         except (NotFound, ValueError):
             return date.min
-
-
-def data_files(entries: Iterable[Entry]) -> list[Entry]:
-    """Those of a folder's entries that are data files of this archive."""
-    return [entry for entry in entries if generation_of(entry.name)]
 
 
 def manifest_path(table: str, day: date, generation: int) -> str:

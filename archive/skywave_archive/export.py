@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 from skywave import __version__
 from skywave.errors import EXIT_DATA, SkywaveError
 
-from .archive import SUPERSEDED, Archive, data_files, day_folder, manifest_path, utc_now, utc_today
+from .archive import SUPERSEDED, Archive, day_folder, manifest_path, utc_now, utc_today
 from .datafile import count_rows
 from .known import Known
 from .manifest import BrokenManifest, Manifest, ShardState, generation_of
@@ -112,7 +112,7 @@ class Exporter:
                 continue
         # Whatever manifests are there still: what lies in the day's folder is no more than what comes instead of it.
         folder = day_folder(job.table.name, job.day)
-        there = data_files(self.archive.target.entries(folder))
+        there = [entry for entry in self.archive.target.entries(folder) if generation_of(entry.name)]
         least = sum(count_rows(self.archive.target, f"{folder}/{file.name}", file.size) for file in there)
         result = self._attempt(job, True, must_have, least)
         if result is None:

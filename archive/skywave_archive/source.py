@@ -36,12 +36,17 @@ class SchemaChanged(SkywaveError):
 
 def replication_paths(store: Store, table: Table) -> list[str]:
     """Where ZooKeeper has what the table's replicas share; nothing if it is not replicated."""
-    if not store.query("SELECT count() FROM system.tables WHERE database = 'system' AND name = 'replicas'")[0][0]:
+    if not _knows_replicas(store):
         return []
     rows = store.query(
         f"SELECT zookeeper_path FROM system.replicas WHERE database = '{store.database}' AND table = '{table.name}'"
     )
     return [text(row[0]) for row in rows]
+
+
+def _knows_replicas(store: Store) -> bool:
+    """False for engines that are built without replication."""
+    return bool(store.query("SELECT count() FROM system.tables WHERE database = 'system' AND name = 'replicas'")[0][0])
 
 
 def is_bound_by_quorum(store: Store, table: Table, day: date) -> bool:
@@ -155,9 +160,7 @@ class Shard:
 
     def replica_lag(self) -> int | None:
         """Seconds by which the most delayed table of this replica is behind; None if nothing is replicated."""
-        if not self.store.query("SELECT count() FROM system.tables WHERE database = 'system' AND name = 'replicas'")[0][
-            0
-        ]:
+        if not _knows_replicas(self.store):
             return None
         rows = self.store.query(
             "SELECT count(), toUInt64(max(absolute_delay)), toUInt64(sum(is_readonly)) FROM system.replicas"

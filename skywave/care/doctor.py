@@ -196,21 +196,21 @@ def _store(settings: config.Store, services: bool) -> Iterator[Finding]:
         return
     for name, store in zip(shard_names(settings) or [""], stores, strict=True):
         try:
-            yield from _shard(f" {name}".rstrip(), store, services)
+            yield from _shard(f" {name}".rstrip(), store)
+            if not services:
+                yield from _replicas(f" {name}".rstrip(), store)
         except SkywaveError as error:
             yield Finding(f"store {name}".rstrip(), False, str(error), error.hint)
         finally:
             store.close()
 
 
-def _shard(name: str, store: Store, services: bool) -> Iterator[Finding]:
+def _shard(name: str, store: Store) -> Iterator[Finding]:
     from ..server import schema
     from ..server.store import text
 
     version = text(store.query("SELECT version()")[0][0])
     yield Finding(f"store{name}", True, f"ClickHouse {version} answers")
-    if not services:
-        yield from _replicas(name, store)
     found = {text(row[0]) for row in store.query(f"SELECT name FROM system.tables WHERE database = '{store.database}'")}
     wanted = set(re.findall(rf"{store.database}\.(\w+) \(", " ".join(schema.tables(store.database, False))))
     missing = ", ".join(sorted(wanted - found))

@@ -48,8 +48,8 @@ class ClickHouseStore(Store):
 
     def __init__(self, settings: config.Store, shard: config.Shard | None = None) -> None:
         super().__init__(settings)
-        config.secret(settings.password_file)  # here, so that a file that is missing is known at the start
-        config.readable(settings.ca_file)
+        for file in (settings.password_file, settings.ca_file):
+            config.secret(file)  # here, so that one that is missing is known at the start
         self._replicated = shard is not None
         self._addresses = config.addresses(shard.replicas) if shard else [(settings.host, settings.port)]
         self._at = 0  # which of them is used

@@ -31,7 +31,7 @@ from ..errors import PoisonError, StoreBusy, StoreError, StoreUnavailable
 from ..messages import EARLIEST, Ack, ClientStatus, Dropped, Produced, Range, merge
 from ..mqtt import Message
 from .admission import Admission, Admitted, build_block, name_and_count
-from .store import Rejected, Store, shard_names
+from .store import Rejected, Store, of_shard
 from .subscriber import Inbox, Received, Subscriber, boottime, utc_today
 
 log = logging.getLogger(__name__)
@@ -78,7 +78,7 @@ class Ingest:
         self, settings: config.Server, inbox: Inbox, subscriber: Subscriber, store: Store, shard: int = 0
     ) -> None:
         self._shard = shard
-        self._store_name = f"store of shard {shard_names(settings.store)[shard]}" if settings.store.shards else "store"
+        self._store_name = f"store{of_shard(settings.store, shard)}"
         self._settings = settings.ingest
         self._name = settings.server_name
         self._inbox, self._subscriber, self._store = inbox, subscriber, store

@@ -14,7 +14,7 @@ from ..messages import ClientStatus
 from ..service import Figure, Rate, Snapshot, Worker, rss_bytes, run_until_signal, serve_figures
 from ..stalls import AWAY_S, Cause, Stalls
 from .ingest import Ingest
-from .store import open_shards, place, shard_names
+from .store import of_shard, open_shards, place, shard_names
 from .subscriber import Inbox, Subscriber
 
 STUCK_AFTER_S = 120.0
@@ -95,7 +95,7 @@ class ServerProcess:
         return audit_shards(open_shards(self._settings.store)).as_json()
 
     def _name(self, word: str, number: int) -> str:
-        return word if len(self._stores) == 1 else f"{word} of shard {shard_names(self._settings.store)[number]}"
+        return f"{word}{of_shard(self._settings.store, number)}"
 
     def _causes(self) -> Iterator[Cause]:
         for number, link in enumerate(self.subscriber.links):

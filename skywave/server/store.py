@@ -333,6 +333,12 @@ def shard_names(settings: config.Store) -> list[str]:
     return sorted(settings.shards)
 
 
+def of_shard(settings: config.Store, number: int) -> str:
+    """How messages name a shard by its position: " of shard NAME", nothing where it is the only one."""
+    names = shard_names(settings)
+    return f" of shard {names[number]}" if len(names) > 1 else ""
+
+
 def place(settings: config.Store) -> Callable[[int], int]:
     """Tells the shard of a client, as a position in ``open_shards``. It never changes when shards are added as documented."""
     starts = [settings.shards[name].first_client for name in shard_names(settings)] or [0]

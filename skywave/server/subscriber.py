@@ -21,7 +21,7 @@ from datetime import UTC, date, datetime
 from .. import __version__, config, topics
 from ..messages import EARLIEST, Ack, ServerStatus
 from ..mqtt import Link, Message, Will
-from .store import shard_names
+from .store import of_shard
 
 log = logging.getLogger(__name__)
 
@@ -83,7 +83,7 @@ class Subscriber:
         self, settings: config.Server, inboxes: Sequence[Inbox], shard_of: Callable[[int], int] = lambda _: 0
     ) -> None:
         self._name = settings.server_name
-        self._shards = shard_names(settings.store)
+        self._of_shard = [of_shard(settings.store, number) for number in range(len(inboxes))]
         self._inboxes = inboxes
         self._shard_of = shard_of
         self._accepting = [True] * len(inboxes)
@@ -152,8 +152,7 @@ class Subscriber:
                 return
             before = self.accepting
             self._accepting[shard] = accepting
-            which = f" of shard {self._shards[shard]}" if len(self._inboxes) > 1 else ""
-            log.info("%s batches%s", "accepts" if accepting else "does not accept", which)
+            log.info("%s batches%s", "accepts" if accepting else "does not accept", self._of_shard[shard])
             if before == self.accepting:
                 return
             for link in self.links:
