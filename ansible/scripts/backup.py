@@ -53,7 +53,7 @@ def write(target: Path, folders: dict[str, Path], through: list[str]) -> int:
     """Writes the archive so that it appears whole and survives a power cut; the number of files in it."""
     descriptor, name = tempfile.mkstemp(prefix=f".{target.name}", dir=target.parent)  # for its owner alone
     try:
-        with open(descriptor, "wb") as file:
+        with os.fdopen(descriptor, "wb") as file:
             if through:
                 with subprocess.Popen(through, stdin=subprocess.PIPE, stdout=file) as filter_:
                     assert filter_.stdin is not None
