@@ -222,12 +222,21 @@ def test_a_backup_of_the_controller_has_all_that_a_new_one_needs_for_its_owner_a
     folder, files, command = controller
     os.link(folder / "authority/ca.key", folder / "authority/same.key")
     (folder / "inventory/link.yml").symlink_to("hosts.yml")
+    (folder / "shared").mkdir()
+    (folder / "shared/all.yml").write_text("fleet_name: plant")
+    (folder / "shared/round").symlink_to(folder / "inventory")
+    (folder / "inventory/group_vars").symlink_to(folder / "shared")
     subprocess.run([*command, str(folder / "backups")], check=True)
     (backup,) = (folder / "backups").iterdir()
     assert stat.S_IMODE(backup.stat().st_mode) == 0o600 and stat.S_IMODE(backup.parent.stat().st_mode) == 0o700
     with tarfile.open(backup) as archive:
         archive.extractall(folder / "new", filter="data")
-    for name, text in {**files, "authority/same.key": "secret", "inventory/link.yml": "all:"}.items():
+    linked = {
+        "authority/same.key": "secret",
+        "inventory/link.yml": "all:",
+        "inventory/group_vars/all.yml": "fleet_name: plant",
+    }
+    for name, text in {**files, **linked}.items():
         assert (folder / "new" / name).read_text() == text
     subprocess.run(["sha256sum", "--check", "--strict", "--quiet", "contents.sha256"], cwd=folder / "new", check=True)
 
