@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import json
 import os
 import shutil
@@ -33,17 +34,29 @@ def faked() -> dict[str, str]:
     return {"LD_PRELOAD": FAKETIME, "FAKETIME_DONT_FAKE_MONOTONIC": "1"}
 
 
+@functools.cache
+def can_mount() -> bool:
+    """True where this process may mount: root may not in every container."""
+    with tempfile.TemporaryDirectory(prefix="skywave-mount-") as folder:
+        if subprocess.run(["mount", "-t", "tmpfs", "skywave-faults", folder], check=False, capture_output=True).returncode:
+            return False
+        subprocess.run(["umount", "--lazy", folder], check=True)
+        return True
+
+
 class Disk:
-    """A small file system of its own, which can be filled."""
+    """A small file system of its own, which can be filled; only a folder where nothing can be mounted."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         folder.mkdir()
-        subprocess.run(
-            ["mount", "-t", "tmpfs", "-o", f"size={DISK_MB}m,mode=755", "skywave-faults", folder], check=True
-        )
+        if can_mount():
+            subprocess.run(
+                ["mount", "-t", "tmpfs", "-o", f"size={DISK_MB}m,mode=755", "skywave-faults", folder], check=True
+            )
 
     def fill(self) -> None:
+        assert can_mount(), "the disk of this host would be filled"
         with (self.folder / "filler").open("wb", buffering=0) as file:
             try:
                 while True:
@@ -55,7 +68,8 @@ class Disk:
         (self.folder / "filler").unlink(missing_ok=True)
 
     def close(self) -> None:
-        subprocess.run(["umount", "--lazy", self.folder], check=False)
+        if can_mount():
+            subprocess.run(["umount", "--lazy", self.folder], check=False)
 
 
 class Process(Skywave):
