@@ -27,8 +27,8 @@ def main(commands: list[str]) -> int:
         for command in ("git clone --quiet /root/skywave.bundle " + CLONE, *commands):
             folder = "/root" if command.startswith("git clone") else CLONE
             print(f"$ {command}", flush=True)
-            code = subprocess.run([DOCKER, "exec", "--workdir", folder, container, "sh", "-c", command], check=False).returncode
-            if code:
+            inside = [DOCKER, "exec", "--workdir", folder, container, "sh", "-c", command]
+            if code := subprocess.run(inside, check=False).returncode:
                 return code
         return 0
     finally:

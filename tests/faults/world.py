@@ -38,7 +38,9 @@ def faked() -> dict[str, str]:
 def can_mount() -> bool:
     """True where this process may mount: root may not in every container."""
     with tempfile.TemporaryDirectory(prefix="skywave-mount-") as folder:
-        if subprocess.run(["mount", "-t", "tmpfs", "skywave-faults", folder], check=False, capture_output=True).returncode:
+        if subprocess.run(
+            ["mount", "-t", "tmpfs", "skywave-faults", folder], check=False, capture_output=True
+        ).returncode:
             return False
         subprocess.run(["umount", "--lazy", folder], check=True)
         return True
