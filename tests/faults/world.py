@@ -11,7 +11,6 @@ import signal
 import subprocess
 import tempfile
 import threading
-import time
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -309,11 +308,21 @@ class World:
                 lambda edge=edge: f"edge {edge.client_id} drains: {edge.client.status()}\n{edge.client.log()[-3000:]}\n"
                 + "\n".join(f"{s.name}: {s.status()}\n{s.log()[-2000:]}" for s in self.servers), 0.3,
             )  # fmt: skip
-        time.sleep(2.5)  # a status interval and an insert: the accounts are recorded
         for edge in self.edges:
             assert edge.client.stop() == 0, edge.client.log()[-2000:]
+        wait_for(self._accounts_are_recorded, 30, "the servers record the last accounts", 0.2)
         for server in self.servers:
             assert server.stop() == 0, server.log()[-2000:]
+
+    def _accounts_are_recorded(self) -> bool:
+        """Some server has worked on what each client said when it went."""
+        for server in self.servers:
+            status = server.status()
+            clients = status.get("clients", {})
+            said = (clients.get(str(edge.client_id), {"online": True}) for edge in self.edges)
+            if status.get("held_messages") == 0 and not any(client["online"] for client in said):
+                return True
+        return False
 
     def close(self, keep: bool = False) -> None:
         keep = keep or bool(os.environ.get("SKYWAVE_KEEP"))
