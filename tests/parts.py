@@ -6,6 +6,8 @@ As root, PostgreSQL runs as its service's user, because it refuses to run as roo
 from __future__ import annotations
 
 import contextlib
+import fcntl
+import functools
 import os
 import pwd
 import random
@@ -25,14 +27,23 @@ do is given this many times as long as an idle one needs."""
 
 
 def free_port() -> int:
-    """A port that was not given before, as its part may not listen yet. It is below those that the kernel gives to outgoing
-    connections: one of these could take it while its part is dead."""
+    """A port that neither this process nor another run of the tests was given, as its part may not listen yet. It is below
+    those that the kernel gives to outgoing connections: one of these could take it while its part is dead."""
     while True:
         port = random.SystemRandom().randrange(10_000, 32_000)
         if port not in _given:
             with contextlib.suppress(OSError), socket.create_server(("127.0.0.1", port)):
+                fcntl.lockf(_ports(), fcntl.LOCK_EX | fcntl.LOCK_NB, 1, port)  # until this process ends
                 _given.add(port)
                 return port
+
+
+@functools.cache
+def _ports() -> int:
+    """A file whose bytes stand for ports: who has a byte locked has the port."""
+    return os.open(
+        Path(tempfile.gettempdir()) / f"skywave-ports-{os.getuid()}", os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o600
+    )
 
 
 def wait_for(condition: Callable[[], object], seconds: float, what: str | Callable[[], str], pause: float = 0.05):
