@@ -164,7 +164,11 @@ LOCKED = re.compile(r"^([A-Za-z0-9._-]+)==(\S+)(?: ; [^\\\n]+)?((?: \\\n +--hash
 
 
 def locked(name: str) -> dict[str, str]:
-    text = (ANSIBLE / "scripts" / name).read_text()
+    return packages((ANSIBLE / "scripts" / name).read_text())
+
+
+def packages(text: str) -> dict[str, str]:
+    """The version of each package that a list names; each must have its hashes."""
     found = LOCKED.findall(text)
     wanted = [line for line in text.splitlines() if "==" in line and not line.startswith("#")]
     assert len(found) == len(wanted), "each requirement has a version and hashes"
@@ -178,6 +182,11 @@ def test_everything_that_hosts_install_is_locked_by_its_hash_and_is_what_was_tes
     assert {"paho-mqtt", "pyarrow", "psycopg2-binary", "clickhouse-driver", "hdfs"} <= runtime.keys()
     assert runtime == {package: tested.get(package) for package in runtime}
     assert {"hatchling", "setuptools", "wheel"} <= locked("build.txt").keys()
+
+
+def test_what_the_controller_itself_runs_comes_as_wheels_by_their_hashes():
+    text = (ROOT / "tests/deploy/constraints.txt").read_text()
+    assert "\n--only-binary :all:\n" in text and {"ansible-core", "cryptography"} <= packages(text).keys()
 
 
 def test_the_wheelhouse_takes_nothing_but_wheels_whose_hashes_are_known(tmp_path, monkeypatch):
