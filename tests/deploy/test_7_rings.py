@@ -56,8 +56,7 @@ class Fleet:
         return f"{self.name}-{host}"
 
     def reached(self, host: str) -> dict[str, object]:
-        """How Ansible reaches a host, until it is cut. It goes by its own name: a host that is asked for another has that one's
-        ``inventory_hostname``."""
+        """How Ansible reaches a host until it is cut; by its own name, because it may be asked on another's behalf."""
         cut = f"('{self.state}/cut/{host}') is file"
         return {
             "ansible_connection": f"{{{{ 'ssh' if {cut} else 'community.docker.docker' }}}}",
