@@ -57,7 +57,9 @@ MAX_ANSWER_BYTES = 1 << 16
 MAX_UNWRITTEN = 10_000
 """Packets that may wait to be written before nothing more is read: what is read has to be answered."""
 SUBSCRIBE_AGAIN_S = 30.0
-RIVAL_PAUSE_MAX_S = 60.0
+MANY_RIVALS = 3
+"""Older brokers end a session that is taken over without a word: after so many in a row that is what it probably was."""
+RIVAL_PAUSE_MAX_S = 30.0
 RIVAL_GONE_S = 120.0
 """Another client of the same name would have come back within this time."""
 LOG_LINES, LOG_PERIOD_S = 20, 600.0
@@ -157,7 +159,7 @@ class Link:
         self._again: dict[str, float] = {}  # refused subscriptions: when to ask again
         self._broker_takes = 0  # bytes of a packet at most; 0: the broker names no bound
         self._socket: _BufferedSocket | None = None
-        self._rivals = 0  # connections in a row that another client of this name ended
+        self._rivals = 0  # connections in a row that another client of this name ended, or may have
         self._lines: deque[float] = deque(maxlen=LOG_LINES)
         self._stopping = threading.Event()
         self.refusals: dict[str, str] = {}
@@ -298,7 +300,6 @@ class Link:
         while not self._stopping.is_set():
             self.progress_at = time.monotonic()
             self.connected_at = 0.0
-            rivals = self._rivals
             try:
                 self._attempt()
             except Exception:  # paho met something it does not expect: a new connection starts from a clean state
@@ -310,7 +311,7 @@ class Link:
             self._at = (self._at + 1) % len(self._brokers)
             self._settings = self._brokers[self._at]
             held = time.monotonic() - self.connected_at if self.connected_at else 0.0
-            if self._rivals > rivals:
+            if "client id" in self.refusals:
                 pause = min(
                     2.0 ** min(self._rivals, 10), RIVAL_PAUSE_MAX_S
                 )  # or the two would end each other's sessions for ever
@@ -371,7 +372,7 @@ class Link:
 
     def _look_after(self, now: float) -> None:
         """Asks again for what was refused, and forgets another client of this name that does not come back."""
-        if self._rivals and self.connected_at and now - self.connected_at > RIVAL_GONE_S:
+        if self._rivals and self.connected and now - self.connected_at > RIVAL_GONE_S:
             self._rivals = 0
             self._granted("client id")
         if self._again:
@@ -483,25 +484,34 @@ class Link:
             os.eventfd_write(self._wake, 1)
 
     def _disconnected(self, _client: paho.Client, _data: Any, flags: Any, reason: Any, properties: Any) -> None:
+        error = self._socket.error if self._socket else None
         if flags.is_disconnect_packet_from_server:
             self._went_down(Disconnected(reason.value, _words(reason, properties)))
-        elif self._socket and self._socket.error:
-            self._went_down(Disconnected(0, str(self._socket.error)))
+        elif error:
+            self._went_down(Disconnected(0, str(error)), abrupt=isinstance(error, ConnectionError))
+        elif reason.value in (0, UNSPECIFIED_ERROR):
+            self._went_down(Disconnected(0, "the broker ended it without a word"), abrupt=True)
         else:
-            silent = reason.value in (0, UNSPECIFIED_ERROR)
-            self._went_down(Disconnected(0, "the broker ended it without a word" if silent else str(reason)))
+            self._went_down(Disconnected(0, str(reason)))
 
-    def _went_down(self, why: Disconnected) -> None:
+    def _went_down(self, why: Disconnected, abrupt: bool = False) -> None:
         if not self.connected:
+            self._rivals = 0
             if not (self.last_error.startswith(_REFUSED) or self._stopping.is_set()):
                 self._note(f"{self.address}: {why.reason}")
             return
         self.connected = False
-        if why.code == SESSION_TAKEN_OVER:
-            self._rivals += 1
-            self.last_error = f"another client named {self._client_id} is connected to the broker: {why.reason}"
+        wanted = self._stopping.is_set() or self._leaving
+        taken_over = why.code == SESSION_TAKEN_OVER
+        self._rivals = self._rivals + 1 if taken_over or (abrupt and not wanted) else 0
+        if taken_over or self._rivals >= MANY_RIVALS:
+            named = f"another client named {self._client_id}"
+            self.last_error = (
+                f"{named} is connected to the broker: {why.reason}" if taken_over else
+                f"the broker ended {MANY_RIVALS} sessions in a row and more without a reason, as it does when {named} connects"
+            )  # fmt: skip
             self._refusal("client id", self.last_error)
-        elif not (self._stopping.is_set() or self._leaving):
+        elif not wanted:
             self._note(f"connection lost: {why.reason}")
         self._on_down(replace(why, wanted=self._leaving))
 
@@ -635,7 +645,7 @@ class _Client(paho.Client):
 
     def _blame(self, what: str) -> None:
         if sock := cast("_BufferedSocket | None", self.socket()):
-            sock.error = ConnectionError(what)
+            sock.error = MalformedPacket(what)
 
 
 def _hear_last_words(client: paho.Client, sock: _BufferedSocket) -> None:

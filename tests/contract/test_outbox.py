@@ -295,7 +295,7 @@ def test_damaged_accounts_are_made_anew_of_what_is_found(tmp_path):
     assert box.backlog() == Backlog(170, 1700, 70 * 3000 + 100 * 500)
     assert box.streams() == [Produced(5, 1000, 301), Produced(6, 1000, 1)]
     assert box.start_stream(9) == batches[-1].id + 1
-    assert box.days().of(batches[-1].id + 1) == DAY
+    assert box.days().of(batches[-1].id) == DAY
     box.close()
 
 
