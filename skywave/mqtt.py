@@ -34,6 +34,7 @@ from paho.mqtt.subscribeoptions import SubscribeOptions
 from . import config
 from .errors import ConfigError
 from .packets import read_properties
+from .stalls import AWAY_S
 
 log = logging.getLogger(__name__)
 
@@ -216,9 +217,12 @@ class Link:
         return f"no broker: {self.error or f'{self.address}: not connected'}"
 
     @property
-    def hangs_s(self) -> float:
-        """Seconds for which the connection's thread has not moved, though it is connected."""
-        return time.monotonic() - self.progress_at if self.connected else 0.0
+    def hang(self) -> str:
+        """That the thread of an open connection has not moved for some time; "" if it has."""
+        still = time.monotonic() - self.progress_at
+        return (
+            f"nothing is read from {self.address} though it is connected" if self.connected and still > AWAY_S else ""
+        )
 
     def leave(self, why: str, forget: str) -> None:
         """Goes on to the next broker, if there is another one; this one forgets what it retained of the topic ``forget``.

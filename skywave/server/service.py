@@ -100,6 +100,7 @@ class ServerProcess:
     def _causes(self) -> Iterator[Cause]:
         for number, link in enumerate(self.subscriber.links):
             yield Cause(f"broker {link.address}" if number else "broker", AWAY_S, link.trouble)
+            yield Cause(f"link {link.address}" if number else "link", 0.0, link.hang)
         unset = not all(shard.clock_is_set for shard in self.shards)
         yield Cause("clock", 0.0, "the clock was never set; nothing is taken until it is" if unset else "")
         for number, shard in enumerate(self.shards):
@@ -152,7 +153,7 @@ class ServerProcess:
             "uptime_s": round(time.monotonic() - self._started, 1),
             "connected": subscriber.connected,
             "accepting": subscriber.accepting and subscriber.connected,
-            "broker_error": "; ".join(filter(None, (link.last_error for link in subscriber.links))),
+            "broker_error": "; ".join(filter(None, (link.error for link in subscriber.links))),
             "store": self._settings.store.kind,
             "stalls": self._stalls.current,
             "store_ok": not any(errors),
