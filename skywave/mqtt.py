@@ -61,8 +61,11 @@ SUBSCRIBE_AGAIN_S = 30.0
 MANY_RIVALS = 3
 """Older brokers end a session that is taken over without a word: after so many in a row that is what it probably was."""
 RIVAL_PAUSE_MAX_S = 30.0
-RIVAL_GONE_S = 120.0
-"""Another client of the same name would have come back within this time."""
+REFUSAL_HOLDS_S = 120.0
+"""What the broker has not refused again for so long, while it was connected, is over: another client of the same name would
+have come back, a message would have been sent again."""
+TOO_LARGE_HOLDS_S = 30.0
+"""For so long nothing is sent that is as large as what the broker refused for its size: some end the connection as well."""
 LOG_LINES, LOG_PERIOD_S = 20, 600.0
 """A connection that flaps says at most so much in so many seconds."""
 MAX_WORDS = 200
@@ -115,6 +118,7 @@ class _Sent:
     number: int
     info: paho.MQTTMessageInfo
     topic: str
+    size: int
     on_refused: Callable[[Refused], None] | None
 
 
@@ -124,8 +128,8 @@ class Link:
     ``on_up`` runs after each successful connect and subscribe, ``on_down`` after each connection that was up,
     ``on_message`` for each message: all in the link's thread, so they must hand over and return.
     While ``on_message`` waits, the socket is not read: that is the way to press back on the broker.
-    ``refusals`` is what the broker does not grant on this connection, with its words: publishing, a subscription, the
-    client id. It is replaced, never changed. A refused subscription is asked for again every half minute.
+    ``refusals`` is what the broker does not grant, with its words: publishing, a subscription, the client id. It is
+    replaced, never changed. A refused subscription is asked for again every half minute.
     Raises ``ConfigError`` when the credentials cannot be read; they are read again for each connection.
     """
 
@@ -159,6 +163,8 @@ class Link:
         self._subscribing: dict[int, list[str]] = {}  # by packet id, until the broker answers
         self._again: dict[str, float] = {}  # refused subscriptions: when to ask again
         self._broker_takes = 0  # bytes of a packet at most; 0: the broker names no bound
+        self._too_large = (0, float("-inf"))  # bytes that the broker refused, and when
+        self._refused_at: dict[str, float] = {}
         self._socket: _BufferedSocket | None = None
         self._rivals = 0  # connections in a row that another client of this name ended, or may have
         self._lines: deque[float] = deque(maxlen=LOG_LINES)
@@ -205,7 +211,7 @@ class Link:
     @property
     def error(self) -> str:
         """What is wrong with the connection, in the broker's words where it gave some; "" if nothing is known to be."""
-        return self.last_error or "; ".join(self.refusals.values())
+        return "; ".join(dict.fromkeys(filter(None, [self.last_error, *self.refusals.values()])))
 
     @property
     def trouble(self) -> str:
@@ -253,9 +259,8 @@ class Link:
         if client is None or not self.connected:
             return lambda: False
         props = publish_properties(content_type, properties) if content_type or properties else None
-        if self._broker_takes and (size := _publish_bytes(topic, payload, props)) > self._broker_takes:
-            words = f"it has {size} bytes with its properties, the broker takes {self._broker_takes}"
-            self._refusal(f"publish {topic}", f"a message on {topic} is not sent: {words}")
+        if words := self._is_too_large(topic, payload, props):
+            self._refusal(f"publish {topic}", f"the broker takes no large messages on {topic}: {words}")
             if on_refused:
                 on_refused(Refused(PACKET_TOO_LARGE, words))
             return lambda: True
@@ -265,10 +270,19 @@ class Link:
         with self._answers:
             self._said += 1
             number = self._said
-            self._unanswered.append(_Sent(number, said, topic, on_refused))
+            self._unanswered.append(_Sent(number, said, topic, len(payload), on_refused))
         if len(self._unanswered) > MANY_UNANSWERED:
             self._answered()
         return lambda: number <= self._answered()
+
+    def _is_too_large(self, topic: str, payload: bytes, properties: Properties | None) -> str:
+        """Why the broker would not take a message of this size; "" if it may."""
+        if self._broker_takes and (size := _publish_bytes(topic, payload, properties)) > self._broker_takes:
+            return f"at most {self._broker_takes} bytes, one has {size} with its properties"
+        least, since = self._too_large
+        if len(payload) >= least and time.monotonic() - since < TOO_LARGE_HOLDS_S:
+            return f"it refused {least} bytes, one has {len(payload)}"
+        return ""
 
     def _answered(self) -> int:
         """The number of the latest message that the broker has answered; forgets all up to it."""
@@ -376,9 +390,9 @@ class Link:
 
     def _look_after(self, now: float) -> None:
         """Asks again for what was refused, and forgets another client of this name that does not come back."""
-        if self._rivals and self.connected and now - self.connected_at > RIVAL_GONE_S:
-            self._rivals = 0
-            self._granted("client id")
+        if self.connected:
+            for what in [what for what in self.refusals if now - self._refused_at.get(what, now) > REFUSAL_HOLDS_S]:
+                self._granted(what)
         if self._again:
             with self._answers:
                 due = [topic for topic, at in self._again.items() if at <= now]
@@ -395,6 +409,7 @@ class Link:
         with self._answers:
             news = self.refusals.get(what) != words
             self.refusals = {**self.refusals, what: words}
+            self._refused_at[what] = time.monotonic()
         if news:
             self._log(logging.ERROR, words)
 
@@ -402,6 +417,7 @@ class Link:
         with self._answers:
             over = self.refusals.get(what)
             self.refusals = {key: words for key, words in self.refusals.items() if key != what}
+            self._refused_at.pop(what, None)
         if over:
             self._log(logging.INFO, f"over: {over}")
 
@@ -446,7 +462,6 @@ class Link:
             return
         self._log(logging.INFO, f"connected to {self.address}")
         self._broker_takes = getattr(properties, "MaximumPacketSize", 0)
-        self.refusals = {what: words for what, words in self.refusals.items() if what == "client id"}
         self.last_error = ""
         self.connected = True
         self.connected_at = time.monotonic()
@@ -454,17 +469,18 @@ class Link:
         self._on_up()
 
     def _answer_to_publish(self, _client: paho.Client, _data: Any, number: int, reason: Any, properties: Any) -> None:
-        unheard = reason.value == NO_SUBSCRIBER
-        if not (reason.is_failure or unheard or self.refusals):
+        if not (reason.is_failure or reason.value == NO_SUBSCRIBER or self.refusals):
             return
         with self._answers:
             sent = next((sent for sent in self._unanswered if sent.info.mid == number), None)
-        if sent is None or (unheard and sent.on_refused is None):
+        if sent is None:
             return
-        if not (reason.is_failure or unheard):
+        if not (reason.is_failure or (reason.value == NO_SUBSCRIBER and sent.on_refused)):
             self._granted(f"publish {sent.topic}")
             return
         words = _words(reason, properties)
+        if reason.value == PACKET_TOO_LARGE:
+            self._too_large = (sent.size, time.monotonic())
         self._refusal(f"publish {sent.topic}", f"the broker answers what is published on {sent.topic} with {words}")
         if sent.on_refused:
             sent.on_refused(Refused(reason.value, words))
@@ -507,6 +523,11 @@ class Link:
         self.connected = False
         wanted = self._stopping.is_set() or self._leaving
         taken_over = why.code == SESSION_TAKEN_OVER
+        if abrupt and any(at >= self.connected_at for at in list(self._refused_at.values())):
+            abrupt = False  # Mosquitto 2.0 ends a connection on which it has refused a message
+            why = replace(why, reason=f"{why.reason}, after it refused something")
+        if time.monotonic() - self.connected_at > REFUSAL_HOLDS_S:
+            self._rivals = 0
         self._rivals = self._rivals + 1 if taken_over or (abrupt and not wanted) else 0
         if taken_over or self._rivals >= MANY_RIVALS:
             named = f"another client named {self._client_id}"

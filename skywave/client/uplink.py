@@ -118,6 +118,7 @@ class Uplink:
         self._strikes = 0  # connections in a row that ended without a word while the broker owed an answer
         self._died_alone: dict[int, int] = {}  # by batch: connections that ended while it alone was on its way
         self._greeted: Callable[[], bool] = lambda: False  # whether the broker has answered on this connection
+        self._refused = False  # whether it has refused a batch on it
         self._up_at = 0.0
         self._more = False  # there is work that needs no event
         self._set_aside: dict[int, _Aside] = {}
@@ -251,6 +252,7 @@ class Uplink:
             except PoisonError as error:
                 self._ignore(event, error)
         elif isinstance(event, _Refused):
+            self._refused = True
             if event.why.code == PACKET_TOO_LARGE and event.batch_id in self._window:
                 self._put_aside(self._window.remove(event.batch_id).batch, event.why.words)
         elif isinstance(event, _Up):
@@ -259,6 +261,7 @@ class Uplink:
             self._window.rewind()
             self._status_soon = True
             self._greeted = lambda: False
+            self._refused = False
         else:
             self._servers.clear()
             self._disconnected(event)
@@ -455,7 +458,7 @@ class Uplink:
             return
         if why.code == PACKET_TOO_LARGE:
             self._put_aside(self._window.remove(max(tried, key=_size).id).batch, why.reason)
-        if why.code:  # the broker says why, and it is no batch
+        if why.code or self._refused:  # the broker says why, or said it in an answer before
             return
         self._strikes += 1
         if len(tried) == 1 and self._greeted():
