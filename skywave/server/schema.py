@@ -34,7 +34,7 @@ def reads(database: str, cluster: str) -> list[str]:
         *(
             f"CREATE TABLE IF NOT EXISTS {database}.{table}_all AS {database}.{table}"
             f" ENGINE = Distributed('{cluster}', '{database}', '{table}')"
-            for table in ("telemetry", "rejected", "streams", "dropped", "expired", "arrivals")
+            for table in ("telemetry", "rejected", "streams", "dropped", "expired", "accepted", "arrivals")
         ),
         f"CREATE VIEW IF NOT EXISTS {database}.readings AS"
         f" SELECT {', '.join(READING_COLUMNS)} FROM {database}.telemetry_all FINAL",
@@ -101,6 +101,10 @@ def _tables(database: str, modern: bool) -> list[str]:
         f"CREATE TABLE IF NOT EXISTS {database}.expired (client_id UInt32, stream UInt64, first_seq UInt64,"
         " last_seq UInt64, day Date)"
         f" ENGINE = ReplacingMergeTree ORDER BY (client_id, stream, first_seq, last_seq, day){settings}",
+        # What somebody has put on record about the account, see ``accepted.py``; of equal ranges the latest counts.
+        f"CREATE TABLE IF NOT EXISTS {database}.accepted (client_id UInt32, stream UInt64, first_seq UInt64,"
+        " last_seq UInt64, what String, reason String, name String, at UInt64)"
+        f" ENGINE = ReplacingMergeTree ORDER BY (client_id, stream, first_seq, last_seq, at){settings}",
         # Which days' readings came on which day: what bounds a question about ``created_at`` to the partitions that matter.
         f"CREATE TABLE IF NOT EXISTS {database}.arrivals (created_day Date, day Date)"
         f" ENGINE = ReplacingMergeTree ORDER BY (created_day, day){settings}",
