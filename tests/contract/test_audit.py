@@ -20,13 +20,19 @@ from skywave.server.store import Block, Rejected
 MAX = 2**64 - 1
 
 
-def scattered(seqs, client=7, stream=BIG, day=DAY, shift=0):
-    """Readings with just these numbers; with another ``shift`` they stand in another place."""
-    n = len(seqs)
+def placed(rows, day=DAY, shift=0):
+    """Readings with these clients, streams and numbers; with another ``shift`` they stand in another place."""
+    n = len(rows)
+    client, stream, seq = (np.array(column, np.uint64) for column in zip(*rows, strict=True))
     return Block(
-        np.full(n, client, np.uint32), np.full(n, stream, np.uint64), np.array(seqs, np.uint64),
-        np.full(n, AT + shift, np.int64), [b"t"], np.zeros(n, np.int8), np.zeros(n), np.full(n, 5, np.int64), day,
+        client.astype(np.uint32), stream, seq, np.full(n, AT + shift, np.int64), [b"t"], np.zeros(n, np.int8),
+        np.zeros(n), np.full(n, 5, np.int64), day,
     )  # fmt: skip
+
+
+def scattered(seqs, client=7, stream=BIG):
+    """Readings of one stream with just these numbers."""
+    return placed([(client, stream, seq) for seq in seqs])
 
 
 def by_hand(rows, reported, lost):
@@ -75,10 +81,9 @@ def test_the_account_is_what_counting_number_by_number_gives(store, rng, monkeyp
                     lost[*key, seq] = min(name, lost.get((*key, seq), name), key=order.index)
     for day in (DAY - timedelta(back) for back in range(3)):
         for shift in (0, 1):
-            for key in sorted({row[:2] for row in rows}):
-                if seqs := [row[2] for row in rows if row[:2] == key and row[3:] == (day, shift)]:
-                    store.insert_readings(scattered(seqs, *key, day, shift))
-                    store.insert_readings(scattered(seqs[:50], *key, day, shift))  # FINAL merges these
+            some = sorted(row[:3] for row in rows if row[3:] == (day, shift))
+            store.insert_readings(placed(some, day, shift))
+            store.insert_readings(placed(some[::3], day, shift))  # FINAL merges these
     ids = [1, 2, 3, MAX]
     store.insert_readings(scattered(ids, 9, 0))
     store.record_streams([(key[0], Produced(key[1], *said), 0) for key, said in reported.items()], 1)
