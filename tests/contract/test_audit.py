@@ -9,9 +9,10 @@ import numpy as np
 import pytest
 from contract.test_store import AT, BIG, DAY, block, settings, store  # noqa: F401
 
-from skywave import accepted
+from skywave import accepted, accepting
 from skywave import audit as audit_module
-from skywave.accepted import LOST, TAKEN_BACK, VOID, What
+from skywave.accepted import LOST, TAKEN_BACK, VOID
+from skywave.accepting import What
 from skywave.audit import audit
 from skywave.errors import ConfigError
 from skywave.messages import Dropped, Produced
@@ -131,10 +132,10 @@ def test_what_the_audit_costs_follows_what_is_stored_and_never_a_number_that_som
     assert statements(store, monkeypatch)[0] == plain
 
 
-def note(store, what, kind, find=accepted.lost):  # noqa: F811
-    wanted = find(audit(store).streams, What.parse(what))
-    accepted.record([store], lambda _: 0, wanted, kind, "the disk burnt", "ada")
-    return wanted
+def note(store, what, kind, reason="the disk burnt", name="ada"):  # noqa: F811
+    noted = accepting.note([store], lambda _: 0, kind, What.parse(what), reason, name)
+    assert {entry[4:7] for entry in noted} == {(kind, reason, name)}
+    return [entry[:4] for entry in noted]
 
 
 def test_an_accepted_loss_leaves_the_verdict_and_stays_in_the_account_until_it_is_taken_back(store):  # noqa: F811
@@ -163,7 +164,9 @@ def test_an_accepted_loss_leaves_the_verdict_and_stays_in_the_account_until_it_i
         (7, BIG, 1, 10, LOST, "the disk burnt", "ada"), (7, BIG, 101, 115, LOST, "the disk burnt", "ada"),
         (8, 5, 1, 10, LOST, "the disk burnt", "ada"),
     ]  # fmt: skip
-    accepted.record([store], lambda _: 0, [kept[2][:4]], TAKEN_BACK, "it was another disk", "bob")
+    with pytest.raises(ConfigError, match="nothing of that is on record"):
+        note(store, "8/5/2-10", TAKEN_BACK)
+    assert note(store, "8/5", TAKEN_BACK, "it was another disk", "bob") == [(8, 5, 1, 10)]
     assert [entry.client_id for entry in accepted.entries(store)] == [7, 7]
     assert audit(store).total("missing") == 12
 
@@ -173,14 +176,14 @@ def test_an_account_that_was_forged_is_corrected_with_a_reason(store):  # noqa: 
     store.record_streams([(7, Produced(BIG, MAX, 90), 0)], 1)
     assert audit(store).total("pending") == MAX - 100
     with pytest.raises(ConfigError, match="reading 100 of that stream has arrived"):
-        note(store, f"7/{BIG}/99", VOID, accepted.void)
+        note(store, f"7/{BIG}/99", VOID)
     with pytest.raises(ConfigError, match="no client has named"):
-        note(store, f"8/{BIG}/100", VOID, accepted.void)
-    assert note(store, f"7/{BIG}/105", VOID, accepted.void) == [(7, BIG, 106, MAX)]
+        note(store, f"8/{BIG}/100", VOID)
+    assert note(store, f"7/{BIG}/105", VOID) == [(7, BIG, 106, MAX)]
     account = audit(store)
     assert (account.total("produced"), account.total("stored"), account.total("pending")) == (105, 100, 5)
     with pytest.raises(ConfigError, match="named"):
-        note(store, f"7/{BIG}/{MAX}", VOID, accepted.void)
+        note(store, f"7/{BIG}/{MAX}", VOID)
 
 
 def test_a_store_without_the_record_has_an_account_and_gets_the_record_with_the_first_entry(store):  # noqa: F811
