@@ -16,7 +16,9 @@ from typing import Any
 import click
 
 MAX_LETTERS = 2000
-"""Of one line. Nobody reads more, and a log would be full of it."""
+"""Of a line in a log, or a cell: nobody reads more, and a log would be full of it."""
+MAX_PRINTED = 20_000
+"""Of a line that somebody asked for."""
 
 
 def visible(value: object, most: int = MAX_LETTERS) -> str:
@@ -37,7 +39,7 @@ def _escaped(letter: str) -> str:
 def say(*lines: object, err: bool = False) -> None:
     """Prints each of ``lines`` as one line."""
     for line in lines:
-        click.echo(visible(line), err=err)
+        click.echo(visible(line, MAX_PRINTED), err=err)
 
 
 def say_json(document: Any) -> None:
