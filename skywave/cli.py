@@ -7,7 +7,7 @@ import getpass
 import os
 import sys
 import traceback
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -584,16 +584,39 @@ def rejected_list(path: str, client_id: int | None, limit: int, as_json: bool) -
         Console().print(view.rejected_table(rows))
 
 
+def _batch(_: click.Context, __: click.Parameter, value: str | None) -> tuple[int, int] | None:
+    if value is None:
+        return None
+    stream, slash, first = value.partition("/")
+    if not (slash and stream.isdecimal() and first.isdecimal()):
+        raise click.BadParameter("must be like 8273645/1001")
+    return int(stream), int(first)
+
+
+def _address(command: Callable[..., None]) -> Callable[..., None]:
+    """The arguments that name one rejected message."""
+    for option in (
+        click.option("--batch", callback=_batch, metavar="STREAM/FIRST_SEQ",
+                     help="Of this name, if a client sent the same bytes under several."),
+        click.option("--client", "client_id", type=click.IntRange(0), help="Of this client, if several sent the same bytes."),
+        click.argument("sha256"),
+        config_option,
+    ):  # fmt: skip
+        command = option(command)
+    return command
+
+
 @rejected.command("show")
-@config_option
-@click.argument("sha256")
+@_address
 @click.option("--raw", is_flag=True, help="Write the message's bytes to standard output, and nothing else.")
 @json_option
-def rejected_show(path: str, sha256: str, raw: bool, as_json: bool) -> None:
+def rejected_show(
+    path: str, sha256: str, client_id: int | None, batch: tuple[int, int] | None, raw: bool, as_json: bool
+) -> None:
     """Show one rejected message. SHA256 may be cut short as long as it is unambiguous."""
     from .server import rejected as rejects
 
-    row = rejects.get(_stores(config.load(path, config.Server)), sha256)
+    row = rejects.get(_stores(config.load(path, config.Server)), sha256, client_id, batch)
     if raw:
         sys.stdout.buffer.write(row.payload)
         return
@@ -606,17 +629,16 @@ def rejected_show(path: str, sha256: str, raw: bool, as_json: bool) -> None:
 
 
 @rejected.command("replay")
-@config_option
-@click.argument("sha256")
-def rejected_replay(path: str, sha256: str) -> None:
-    """Try to store a rejected message with this version.
+@_address
+def rejected_replay(path: str, sha256: str, client_id: int | None, batch: tuple[int, int] | None) -> None:
+    """Try to store a rejected message with this version, as if it came today.
 
     It stays among the rejected; the audit counts its readings as stored from then on. Doing it twice changes nothing.
     """
     from .server import rejected as rejects
 
     settings = config.load(path, config.Server)
-    stored = rejects.replay(_stores(settings), settings, sha256)
+    stored = rejects.replay(_stores(settings), settings, sha256, client_id, batch)
     say(f"stored {stored} readings" if stored else "it was stored already")
 
 

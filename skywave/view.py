@@ -175,9 +175,10 @@ def findings_table(findings: Sequence[Finding]) -> RenderableType:
 
 def rejected_table(rows: list[dict[str, Any]]) -> RenderableType:
     """Rejected messages, a row each."""
-    table = Sheet("sha256", "client", "readings", "day", "reason", box=box.SIMPLE_HEAD, pad_edge=False)
+    table = Sheet("sha256", "client", "batch", "readings", "day", "reason", box=box.SIMPLE_HEAD, pad_edge=False)
     for row in rows:
-        table.add_row(row["sha256"][:12], str(row["client_id"]), f"{row['count']:,}", row["day"], row["reason"])
+        batch = f"{row['stream']}/{row['first_seq']}" if row["count"] and row.get("stream") else ""
+        table.add_row(row["sha256"][:12], str(row["client_id"]), batch, f"{row['count']:,}", row["day"], row["reason"])
     return table if rows else shown("nothing was rejected", "green")
 
 
