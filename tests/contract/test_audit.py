@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import json
 from collections import Counter
+from dataclasses import fields
 from datetime import timedelta
 
 import numpy as np
 import pytest
+from click.testing import CliRunner
 from contract.test_store import AT, BIG, DAY, block, settings, store  # noqa: F401
 
 from skywave import accepted, accepting
@@ -14,6 +17,7 @@ from skywave import audit as audit_module
 from skywave.accepted import LOST, TAKEN_BACK, VOID
 from skywave.accepting import What
 from skywave.audit import audit
+from skywave.cli import main
 from skywave.errors import ConfigError
 from skywave.messages import Dropped, Produced
 from skywave.server.store import Block, Rejected
@@ -198,3 +202,48 @@ def test_a_store_without_the_record_has_an_account_and_gets_the_record_with_the_
 def test_what_names_no_numbers_is_refused(word):
     with pytest.raises(ValueError, match="'"):
         What.parse(word)
+
+
+def test_the_command_accepts_lists_and_takes_back_and_its_exit_code_is_the_verdict(store, settings, tmp_path):  # noqa: F811
+    path = tmp_path / "server.toml"
+    kept = {
+        field.name: getattr(settings, field.name)
+        for field in fields(settings)
+        if field.name in ("kind", "path", "port")
+    }
+    path.write_text(
+        f'name = "s"\n[store]\ndatabase = "{settings.database}"\n'
+        + "".join(f"{name} = {json.dumps(value)}\n" for name, value in kept.items())
+    )
+
+    def run(*options, code=0):
+        done = CliRunner().invoke(main, ["audit", "--config", str(path), *options], env={"COLUMNS": "200"})
+        assert done.exit_code == code, (done.output, done.exception)
+        return json.loads(done.stdout) if "--json" in options else done.output
+
+    store.insert_readings(block(n=100))
+    store.record_streams([(7, Produced(BIG, 2**40, 0), 0), (8, Produced(5, 10, 0), 0)], 1)
+    assert "readings 101 to 1099511627776" in run(code=1)
+    assert run("--accepted", "--json") == {"accepted": []}
+    why = ("--reason", "x")
+    for wrong in (
+        ("--accept", "8"), why, ("--accept", "8", "--reason", " "), ("--accept", "8/", *why), ("--accept", "9", *why),
+        ("--accepted", "--accept", "8", *why),
+    ):  # fmt: skip
+        run(*wrong, code=2)
+    document = run(
+        "--correct", f"7/{BIG}/100", "--reason", "a bit of its disk flipped", "--by", "ada", "--json", code=1
+    )
+    assert (document["produced"], document["missing"]) == (110, 10)
+    assert [(e["first"], e["last"], e["what"]) for e in document["noted"]] == [(101, 2**40, "never produced")]
+    shown = run("--accept", "8", "--reason", "burnt [/x] \x1b[2J", "--by", "ada")
+    assert r"burnt [/x] \x1b[2J" in shown and "nothing missing, nothing doubled" in shown and "accepted" in shown
+    document = run("--json")
+    assert (document["clean"], document["accepted"], document["streams"][1]["accepted"]) == (True, 10, 10)
+    assert "burnt" in run("--accepted") and "flipped" in run("--accepted")
+    listed = run("--accepted", "--client", "8", "--json")["accepted"]
+    assert [(e["client_id"], e["stream"], e["first"], e["last"], e["what"], e["name"]) for e in listed] == [
+        (8, "5", 1, 10, "lost", "ada")
+    ]
+    assert run("--take-back", "8/5", "--reason", "its disk was found", "--json", code=1)["missing"] == 10
+    assert [e["client_id"] for e in run("--accepted", "--json")["accepted"]] == [7]
