@@ -25,7 +25,7 @@ MAX_STREAMS = 1 << 15
 MAX_DROPPED = 1000
 """Declared losses in a status; the next ones follow when these are confirmed."""
 MAX_LABELS = 64
-MAX_TEXT = 500
+MAX_TEXT = 1000
 """Letters of a name, a label, a version or a reason."""
 MAX_KEY = 1000
 """Letters of a data_key: it stands in the statement that looks a batch up."""

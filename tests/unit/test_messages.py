@@ -79,11 +79,11 @@ def status(**more):
         ({"streams": [["5", "1", "0"]] * (MAX_STREAMS + 1)}, "streams has 32769 rows, at most 32768"),
         ({"dropped": [["5", "1", "1", "full"]] * (MAX_DROPPED + 1)}, "dropped has 1001 rows, at most 1000"),
         ({"labels": {str(number): "x" for number in range(MAX_LABELS + 1)}}, "at most 64"),
-        ({"labels": {"site": "x" * (MAX_TEXT + 1)}}, "label has 501 letters, at most 500"),
-        ({"labels": {"x" * (MAX_TEXT + 1): "site"}}, "label has 501 letters"),
-        ({"host": "x" * (MAX_TEXT + 1)}, "host has 501 letters"),
+        ({"labels": {"site": "x" * (MAX_TEXT + 1)}}, "label has 1001 letters, at most 1000"),
+        ({"labels": {"x" * (MAX_TEXT + 1): "site"}}, "label has 1001 letters"),
+        ({"host": "x" * (MAX_TEXT + 1)}, "host has 1001 letters"),
         ({"version": "x" * 100_000}, "version has 100000 letters"),
-        ({"dropped": [["5", "1", "1", "x" * (MAX_TEXT + 1)]]}, "reason has 501 letters"),
+        ({"dropped": [["5", "1", "1", "x" * (MAX_TEXT + 1)]]}, "reason has 1001 letters"),
     ],
 )
 def test_a_status_that_says_too_much_is_refused_in_one_short_line(more, why):
