@@ -156,33 +156,44 @@ def _account(store: Store, reported: Sequence[tuple[Any, ...]], where: str) -> A
     dropped = _spans(store, "dropped", "last_seq", where)
     expired = _spans(store, "expired", "last_seq", where)
     accepted = accepted_spans(store, where)
-    now = time.time()
     accounts = []
     for client, stream, last_seq, first_pending, oldest_at, reported_at in reported:
         key = (client, stream)
-        mine = held.pop(key, None) or _Held([])
-        stored = mine.numbers()
         lost, void = accepted.get(key, (NOTHING, NOTHING))
-        produced = Spans.of([(1, last_seq)]) - void
-        absent = produced - stored
-        account = StreamAccount(client, str(stream), produced.count, produced.count - absent.count, said=last_seq)
-        account.ahead = stored.count - account.stored
-        account.doubled = mine.doubled
-        pending = Spans.of([(first_pending, last_seq)] if first_pending else [])
-        for name, spans in (
-            ("rejected", rejected.get(key)), ("expired", expired.get(key)), ("dropped", dropped.get(key)),
-            ("pending", pending), ("accepted", lost),
-        ):  # fmt: skip
-            if spans:
-                setattr(account, name, (absent & spans).count)
-                absent -= spans
-        account.absent = absent
-        account.highest = max(s.highest for s in (stored, *(t.get(key, NOTHING) for t in (rejected, expired))))
-        account.oldest_unacked_s = round(max(0.0, now - oldest_at / 1e6), 1) if oldest_at else 0.0
-        account.reported_s_ago = round(max(0.0, now - reported_at / 1e6), 1)
+        mine = held.pop(key, None) or _Held([])
+        pending = Spans.of([(first_pending, last_seq)]) if first_pending else NOTHING
+        elsewhere = {
+            "rejected": rejected.get(key, NOTHING), "expired": expired.get(key, NOTHING),
+            "dropped": dropped.get(key, NOTHING), "pending": pending, "accepted": lost,
+        }  # fmt: skip
+        account = _of_stream(client, stream, Spans.of([(1, last_seq)]) - void, mine, elsewhere)
+        account.said = last_seq
+        account.oldest_unacked_s = _age(oldest_at) if oldest_at else 0.0
+        account.reported_s_ago = _age(reported_at)
         accounts.append(account)
     unknown = sum(mine.numbers().count + mine.doubled for mine in held.values())
     return Account(accounts, foreign + unknown)
+
+
+def _of_stream(client_id: int, stream: int, produced: Spans, held: _Held, elsewhere: dict[str, Spans]) -> StreamAccount:
+    """The account of a stream: each number counts where it is found first."""
+    stored = held.numbers()
+    absent = produced - stored
+    account = StreamAccount(client_id, str(stream), produced.count, produced.count - absent.count)
+    account.ahead = stored.count - account.stored
+    account.doubled = held.doubled
+    for name, spans in elsewhere.items():
+        if spans is not NOTHING:
+            setattr(account, name, (absent & spans).count)
+            absent -= spans
+    account.absent = absent
+    account.highest = max(spans.highest for spans in (stored, elsewhere["rejected"], elsewhere["expired"]))
+    return account
+
+
+def _age(at: int) -> float:
+    """Seconds since a time in µs UTC."""
+    return round(max(0.0, time.time() - at / 1e6), 1)
 
 
 def _stored(store: Store, where: str) -> tuple[dict[Key, _Held], int]:

@@ -32,21 +32,16 @@ class Spans:
     def of(cls, pairs: Iterable[tuple[int, int]]) -> Spans:
         """The numbers of the ranges ``first`` to ``last``, in any order; one that ends before it begins has none."""
         columns = np.array([pair for pair in pairs if pair[0] <= pair[1]], np.uint64).reshape(-1, 2)
-        return cls._joined(columns[:, 0], columns[:, 1])
+        parts = cls(columns[:, 0], columns[:, 1])
+        return parts if len(columns) < 2 else cls.union([parts, NOTHING])
 
     @classmethod
     def union(cls, parts: Iterable[Spans]) -> Spans:
         """The numbers of all parts."""
         parts = list(parts)
-        if len(parts) == 1:
-            return parts[0]
-        return cls._joined(
-            np.concatenate([part.first for part in parts] or [NOTHING.first]),
-            np.concatenate([part.last for part in parts] or [NOTHING.last]),
-        )
-
-    @classmethod
-    def _joined(cls, first: Numbers, last: Numbers) -> Spans:
+        if len(parts) < 2:
+            return parts[0] if parts else NOTHING
+        first, last = np.concatenate([part.first for part in parts]), np.concatenate([part.last for part in parts])
         order = np.argsort(first, kind="stable")
         first, last = first[order], np.maximum.accumulate(last[order])
         # Unsigned: the difference means something where the first comparison holds.
