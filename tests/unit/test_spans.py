@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from skywave.spans import NOTHING, Spans
@@ -22,6 +22,7 @@ def numbers(pairs):
     return {number for first, last in pairs for number in range(first, last + 1)}
 
 
+@settings(deadline=None)
 @given(PAIRS, PAIRS)
 def test_ranges_do_what_sets_of_their_numbers_do(one, other):
     a, b = Spans.of(one), Spans.of(other)

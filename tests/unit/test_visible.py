@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from rich.console import Console
 
@@ -32,6 +32,7 @@ def obeyed(text):
     return {letter for letter in text if visible(letter) != letter} - {"\n"}
 
 
+@settings(deadline=None)
 @given(HOSTILE_TEXT)
 def test_a_line_is_one_harmless_line_that_can_be_told_from_any_other(text):
     shown = visible(text)
