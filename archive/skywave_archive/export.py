@@ -23,7 +23,7 @@ from .manifest import BrokenManifest, Manifest, ShardState, generation_of
 from .ranges import Ranges, StreamName, cover, united
 from .reading import Progress, Reader, Staged
 from .settings import Export
-from .source import Clients, Shard, columns_of
+from .source import Clients, Held, Shard, columns_of, held_by
 from .tables import Table, add
 from .workspace import HERE, Step, Workspace
 
@@ -60,10 +60,12 @@ class DayResult:
     generation: int = 0
     note: str = ""
     error: SkywaveError | None = None
+    held: Held = (0, 0)
+    """What the store had of it."""
 
     def as_json(self) -> dict[str, Any]:
         """For ``--json``."""
-        body = {name: value for name, value in vars(self).items() if name != "error"}
+        body = {name: value for name, value in vars(self).items() if name not in ("error", "held")}
         return {**body, "day": self.day.isoformat()}
 
 
@@ -95,6 +97,10 @@ class Exporter:
         old = self.archive.manifest(table.name, day, generations[-1]) if generations else None
         self._refuse_leftovers(table, day, old)
         job = _Job(table, day, markers, old, generation, day < utc_today())
+        if old and old.sealed and held_by(self.shards, table, day) == old.held:  # its parts merged, or it was restored
+            return DayResult(
+                table.name, day, "unchanged", old.rows, bytes=old.total_bytes, generation=old.generation, held=old.held
+            )
         put_together = bool(old and job.closed and not old.sealed and len(old.files) > MAX_FILES)
         # Read as a whole if the day is to be put together, or if rows that the archive has differ in the store now. If
         # the store has not all of them any more, only what is new is added.
@@ -152,6 +158,7 @@ class Exporter:
                 raise
         steady = all(part.steady for part in staged.values())
         result = DayResult(table.name, day, "exported" if steady or not closed else "unsealed")
+        result.held = (sum(part.rows for part in staged.values()), add(*(part.digest for part in staged.values())))
         self._refuse_doubles(job.day, staged)
         if whole and must_have and not self._contains(must_have, wanted, staged):
             return None

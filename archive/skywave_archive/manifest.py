@@ -115,6 +115,11 @@ class Manifest:
         """The row digest of the day."""
         return add(*(file.digest for file in self.files))
 
+    @property
+    def held(self) -> tuple[int, int]:
+        """Rows and digest: what a store that has just this day holds."""
+        return self.rows, self.digest
+
     def encode(self) -> bytes:
         """As a file's content."""
         body: dict[str, Any] = {"format": FORMAT, **asdict(replace(self, streams={}, shards={}, files=[]))}

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from datetime import date, timedelta
 from typing import Any
@@ -16,27 +16,29 @@ from .archive import STATE, Archive, utc_today
 from .export import DayResult, Exporter
 from .reading import Progress
 from .settings import Export
-from .source import Shard
+from .source import Held, Shard, held_by
 from .tables import Table
 from .workspace import Workspace
 
 
 @dataclass
 class Plan:
-    """What an export would do: days to look at, by table; ``markers[shard][day]``."""
+    """What an export would do: days to look at, by table; ``markers[shard][day]``. ``marks`` to remember: of pruned days whose
+    parts have merged since."""
 
     table: Table
     days: list[date]
     markers: dict[str, dict[date, str]]
     generations: dict[date, list[int]]
+    marks: dict[str, Any]
 
 
 def plan(archive: Archive, shards: list[Shard], table: Table, first: date | None, last: date | None) -> Plan:
     """Which days an export has to look at, oldest first.
 
     From ``first`` to ``last`` (yesterday by default) every day; without ``first``, those whose marker differs from the one
-    at which the newest generation was found complete. Empty days count as well, so that no gap is left open, but only
-    for telemetry: messages that could not be stored are rare.
+    at which the newest generation was found complete. Empty days after the oldest one that the store or the archive has
+    count as well, so that no gap is left open, but only for telemetry: messages that could not be stored are rare.
     """
     markers = {shard.name: shard.markers(table) for shard in shards}
     generations = archive.generations(table.name)
@@ -44,25 +46,46 @@ def plan(archive: Archive, shards: list[Shard], table: Table, first: date | None
     last = last or utc_today() - timedelta(days=1)
     kept_from = archive.kept_from()
     have = {day for found in markers.values() for day in found}
-    start = first or min([*have, *generations], default=last + timedelta(days=1))
-    wanted = []
+    start = min([*have, *generations], default=last + timedelta(days=1))
+    if first:  # one day alone is looked at in any case
+        start = first if first == last else max(first, start)
+    wanted, marks = [], {}
     for day in (start + timedelta(days=n) for n in range((last - start).days + 1)):
         now = {name: found[day] for name, found in markers.items() if day in found}
         if day not in generations:
             look = day in have or (table.ranged and day < utc_today())
             if first is None and day < kept_from:
-                look = bool(now) and not is_pruned(state, table, day, now)
+                mark = state.get(f"{table.name}/{day}", {})
+                look = bool(now) and not is_pruned(mark, shards, table, day, now)
+                if now and not look and mark["shards"] != now:
+                    marks[f"{table.name}/{day}"] = {**mark, "shards": now}
         else:
-            done = {"generation": generations[day][-1], "shards": now}
-            look = first is not None or (bool(now) and state.get(f"{table.name}/{day}") != done)
+            mark = state.get(f"{table.name}/{day}", {})
+            look = first is not None or (bool(now) and not is_done(mark, generations[day][-1], now))
         if look:
             wanted.append(day)
-    return Plan(table, wanted, markers, generations)
+    return Plan(table, wanted, markers, generations, marks)
 
 
-def is_pruned(markers: dict[str, Any], table: Table, day: date, now: dict[str, str]) -> bool:
+def is_done(mark: dict[str, Any], generation: int, now: dict[str, str]) -> bool:
+    """Whether a generation was found complete when the shards had the markers that they have now."""
+    return (mark.get("generation"), mark.get("shards")) == (generation, now)
+
+
+def is_exported(mark: dict[str, Any], generation: int, held: Held) -> bool:
+    """Whether the archive had all that the store holds when it last looked."""
+    return (mark.get("generation"), mark.get("held")) == (generation, [held[0], str(held[1])])
+
+
+def is_pruned(mark: dict[str, Any], shards: list[Shard], table: Table, day: date, now: dict[str, str]) -> bool:
     """Of a day before ``kept_from``: whether the store has just the rows that were archived, and pruned on purpose."""
-    return bool(markers.get(f"{table.name}/{day}", {}).get("shards") == now)
+    then = mark.get("shards")
+    if then is None or then == now:
+        return then is not None
+    if "held" in mark:
+        return is_exported(mark, mark["generation"], held_by(shards, table, day))
+    # Version 0.1.0 noted no more than the table's time and the highest block.
+    return then.keys() == now.keys() and all(now[name].startswith(f"{marker}:") for name, marker in then.items())
 
 
 def export_days(
@@ -71,7 +94,7 @@ def export_days(
     """Exports the days of a plan one after another. What is wrong with one day's data does not stop the others; anything
     else does, and what was done until then stays done."""
     exporter = Exporter(archive, work, shards, settings, progress)
-    marks: dict[str, Any] = {}
+    marks = dict(todo.marks)
     try:
         for day in todo.days:
             began = time.monotonic()
@@ -87,7 +110,9 @@ def export_days(
                 result = DayResult(todo.table.name, day, "failed", note=str(error), error=error)
             result.seconds = round(time.monotonic() - began, 2)
             if result.outcome not in ("unsealed", "failed") and closed:
-                marks[f"{todo.table.name}/{day}"] = {"generation": result.generation, "shards": markers}
+                rows, total = result.held
+                mark = {"generation": result.generation, "shards": markers, "held": [rows, str(total)]}
+                marks[f"{todo.table.name}/{day}"] = mark
             yield result
     finally:
         with contextlib.suppress(SkywaveError):
@@ -101,3 +126,8 @@ def remember(archive: Archive, work: Workspace, marks: dict[str, dict[str, Any]]
     state = archive.state()
     state[section].update(marks)
     work.replace(STATE, json.dumps(state, sort_keys=True).encode())
+
+
+def forget(archive: Archive, work: Workspace, table: Table, days: Iterable[date]) -> None:
+    """Lets the next export look at these days, whatever their markers."""
+    remember(archive, work, {f"{table.name}/{day}": {} for day in days})
