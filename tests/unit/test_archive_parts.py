@@ -166,6 +166,9 @@ def test_targets_of_a_restore():
         "clickhouse://h?x=1",
         "clickhouse://h:99999",
         "embedded:/x?port=y",
+        "embedded:",
+        "embedded:~/x",
+        "embedded:%7E/x",
     ):
         with pytest.raises(ConfigError):
             parse_url(url)
@@ -186,6 +189,37 @@ def test_configurations_that_cannot_work_are_refused(tmp_path):
     )
     assert names_of(settings.load(str(path)).store) == ["a", "b"]
     assert math.isclose(settings.load(str(path)).target.timeout, 30)
+
+
+@pytest.mark.parametrize("given", ["", " ", "~", "~/archive", "~skywave/archive"])
+def test_a_path_that_would_be_another_folder_than_is_meant_is_refused(tmp_path, given):
+    """The empty one is the folder in which the command runs, and nobody but a shell knows ~."""
+    path = tmp_path / "archive.toml"
+    good = {"target.path": "/a", "store.path": "/s", "metrics_file": "/m"}
+    for name in good:
+        value = {**good, name: given}
+        path.write_text(
+            f'metrics_file = "{value["metrics_file"]}"\n[target]\nkind = "local"\npath = "{value["target.path"]}"\n'
+            f'[store]\nkind = "embedded"\npath = "{value["store.path"]}"\n'
+        )
+        if (name, given) == ("metrics_file", ""):  # none is written
+            settings.load(str(path))
+            continue
+        with pytest.raises(ConfigError, match=name):
+            settings.load(str(path))
+
+
+@pytest.mark.parametrize(
+    "given", ["", "a", "~", "/", "//a", "/a//b", "/a/../b", "/./a", "/a/.", "/a#b", "/a:b", "/a=b"]
+)
+def test_a_path_in_hdfs_is_absolute_and_written_as_hdfs_does(tmp_path, given):
+    path = tmp_path / "archive.toml"
+    path.write_text(f'[target]\npath = "{given}"\n')
+    with pytest.raises(ConfigError, match=r"target\.path"):
+        settings.load(str(path))
+    for good in ("/a", "/a/", "/a/b c", "/ü"):
+        path.write_text(f'[target]\npath = "{good}"\n')
+        settings.load(str(path))
 
 
 def test_seven_nights_give_each_day_its_turn(monkeypatch):
