@@ -367,7 +367,7 @@ def test_the_accounts_outlive_the_store(vault, clickhouse):
     store.migrate()
     store.record_streams([(1, Produced(STREAM, 1200, 1100), 7)], 60)
     store.close()
-    vault.run("export")  # a store that lost its accounts takes none from the archive
+    vault.run("export", "--same-fleet")  # a store that lost its accounts takes none from the archive
     store = back(vault, clickhouse)
     rows = store.query(
         f"SELECT client_id, stream, last_seq, first_pending FROM {store.database}.streams FINAL ORDER BY client_id"
