@@ -212,7 +212,7 @@ class WebHdfsTarget(Target):
         tries: list[Callable[[], None]] = [
             lambda: self.rename(f"{probe}/nothing", f"{probe}/three"),
             lambda: self.rename(f"{probe}/one", f"{probe}/two"),
-            lambda: self.create(f"{probe}/nowhere/file", [b"skywave"]),
+            lambda: self.put(f"{probe}/nowhere/file", b"skywave"),
         ]
         try:
             for attempt in tries:
