@@ -83,6 +83,8 @@ class Archive:
             content = self.target.read_bytes(path)
         except NotFound as error:
             raise BrokenManifest(f"{path}: missing", "Verify the archive.") from error
+        except TargetUnavailable as error:
+            raise BrokenManifest(f"{path}: {self.target.unreadable(error)}", "Verify the archive.") from error
         manifest = Manifest.decode(content, path)
         if (manifest.table, manifest.day, manifest.generation) != (table, day, generation):
             raise BrokenManifest(f"{path}: is that of {manifest.table} {manifest.name}", "Somebody renamed it.")
@@ -135,6 +137,8 @@ class Archive:
                 return {"markers": {}, "verified": {}, **state}
         except (NotFound, ValueError):
             pass
+        except TargetUnavailable as error:
+            self.target.unreadable(error)
         return {"markers": {}, "verified": {}}
 
     def verified(self, manifest: Manifest, state: dict[str, Any]) -> tuple[str, str] | None:

@@ -15,7 +15,7 @@ from skywave.errors import SkywaveError
 
 from .archive import Archive
 from .manifest import Manifest
-from .night import forget, is_exported
+from .night import forget, is_exported, is_the_day_s
 from .source import BOUND, Shard, is_bound_by_quorum
 from .tables import TELEMETRY, add
 from .verify import verify_day
@@ -44,7 +44,15 @@ def expire(archive: Archive, work: Workspace, shards: list[Shard], before: date,
     """Drops every day before a date that is safe in the archive, oldest first; the others are kept and say why."""
     held = sorted({day for shard in shards for day in shard.markers(TELEMETRY) if day < before})
     generations = archive.generations(TELEMETRY.name)
-    results = [_expire_day(archive, work, shards, day, generations.get(day, []), dry_run) for day in held]
+    results = []
+    for day in held:
+        try:
+            results.append(_expire_day(archive, work, shards, day, generations.get(day, []), dry_run))
+        except SkywaveError as error:
+            work.assert_owned()
+            if not is_the_day_s(error, [shard.store for shard in shards]):
+                raise
+            results.append(DayExpired(day, "kept", why=str(error)))
     forget(archive, work, TELEMETRY, [result.day for result in results if result.differs])
     return results
 

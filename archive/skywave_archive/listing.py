@@ -5,12 +5,13 @@ from __future__ import annotations
 from datetime import date
 from typing import Any
 
-from skywave.errors import SkywaveError
+from skywave.errors import SkywaveError, StoreUnavailable
 
 from .archive import Archive, utc_today, within
-from .night import is_done, is_pruned
+from .manifest import Manifest
+from .night import is_done, is_pruned, is_the_day_s
 from .source import Shard, held_by
-from .tables import BY_DAY, TELEMETRY
+from .tables import BY_DAY, TELEMETRY, Table
 
 
 def listing(
@@ -43,11 +44,7 @@ def listing(
             if shards is not None:
                 now = {shard: found[day] for shard, found in markers.items() if day in found}
                 mark = state["markers"].get(f"{name}/{day}", {})
-                same = (
-                    is_done(mark, manifest.generation, now) or held_by(shards, table, day) == manifest.held
-                    if now else not manifest.rows
-                )  # fmt: skip
-                entry["store"] = "same" if same else "changed" if now else "gone"
+                entry["store"] = _compared(shards, table, manifest, mark, now)
             rows.append(entry)
         rows += [
             {"table": name, "day": day.isoformat(), "status": "broken", "problem": "no manifest"}
@@ -65,15 +62,30 @@ def listing(
     return rows, gaps
 
 
+def _compared(
+    shards: list[Shard], table: Table, manifest: Manifest, mark: dict[str, Any], now: dict[str, str]
+) -> str | None:
+    """What the shards, with these markers, have of an archived day; None if they cannot tell."""
+    if not now:
+        return "gone" if manifest.rows else "same"
+    try:
+        same = is_done(mark, manifest.generation, now) or held_by(shards, table, manifest.day) == manifest.held
+    except StoreUnavailable as error:
+        if not is_the_day_s(error, [shard.store for shard in shards]):
+            raise
+        return None
+    return "same" if same else "changed"
+
+
 def print_listing(rows: list[dict[str, Any]], gaps: list[date]) -> None:
     """The same for people."""
     from rich import box
     from rich.console import Console
-    from rich.table import Table
+    from rich.table import Table as Grid
 
     console = Console()
     for name in BY_DAY:
-        table = Table(box=box.SIMPLE_HEAD, pad_edge=False, title=name, title_justify="left")
+        table = Grid(box=box.SIMPLE_HEAD, pad_edge=False, title=name, title_justify="left")
         for column in ("day", "status", "gen", "rows", "MB", "files", "verified", "in store"):
             right = column in ("gen", "rows", "MB", "files")
             table.add_column(column, justify="right" if right else "left", no_wrap=column != "verified")

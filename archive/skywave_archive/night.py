@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import json
 import time
 from collections.abc import Iterable, Iterator
@@ -10,15 +11,19 @@ from dataclasses import dataclass
 from datetime import date, timedelta
 from typing import Any
 
-from skywave.errors import EXIT_DATA, SkywaveError
+from skywave.errors import EXIT_DATA, SkywaveError, StoreUnavailable
+from skywave.server.store import Store
 
-from .archive import STATE, Archive, utc_today
+from .archive import STATE, Archive, utc_today, within
 from .export import DayResult, Exporter
+from .manifest import NewerManifest
 from .reading import Progress
 from .settings import Export
 from .source import Held, Shard, held_by
 from .tables import Table
 from .workspace import Workspace
+
+MAX_GAP_DAYS = 31
 
 
 @dataclass
@@ -37,8 +42,9 @@ def plan(archive: Archive, shards: list[Shard], table: Table, first: date | None
     """Which days an export has to look at, oldest first.
 
     From ``first`` to ``last`` (yesterday by default) every day; without ``first``, those whose marker differs from the one
-    at which the newest generation was found complete. Empty days after the oldest one that the store or the archive has
-    count as well, so that no gap is left open, but only for telemetry: messages that could not be stored are rare.
+    at which the newest generation was found complete. Empty days between others count as well, so that no gap is left open,
+    but only for telemetry, as messages that could not be stored are rare, and not in long gaps: one row of a day long ago
+    would make hundreds of them.
     """
     markers = {shard.name: shard.markers(table) for shard in shards}
     generations = archive.generations(table.name)
@@ -46,11 +52,9 @@ def plan(archive: Archive, shards: list[Shard], table: Table, first: date | None
     last = last or utc_today() - timedelta(days=1)
     kept_from = archive.kept_from()
     have = {day for found in markers.values() for day in found}
-    start = min([*have, *generations], default=last + timedelta(days=1))
-    if first:  # one day alone is looked at in any case
-        start = first if first == last else max(first, start)
+    days = {first} if first == last else _days(have | generations.keys(), last)
     wanted, marks = [], {}
-    for day in (start + timedelta(days=n) for n in range((last - start).days + 1)):
+    for day in sorted(day for day in days if within(day, first, last)):
         now = {name: found[day] for name, found in markers.items() if day in found}
         if day not in generations:
             look = day in have or (table.ranged and day < utc_today())
@@ -65,6 +69,15 @@ def plan(archive: Archive, shards: list[Shard], table: Table, first: date | None
         if look:
             wanted.append(day)
     return Plan(table, wanted, markers, generations, marks)
+
+
+def _days(known: set[date], last: date) -> set[date]:
+    """Known days and those of short gaps between them, and between the last of them and ``last``."""
+    found = set(known)
+    for one, other in itertools.pairwise(sorted({*known, last + timedelta(days=1)})):
+        if (other - one).days <= MAX_GAP_DAYS:
+            found |= {one + timedelta(days=n) for n in range(1, (other - one).days)}
+    return found
 
 
 def is_done(mark: dict[str, Any], generation: int, now: dict[str, str]) -> bool:
@@ -105,7 +118,7 @@ def export_days(
                 result = exporter.export(todo.table, day, markers, generations, anew)
             except SkywaveError as error:
                 work.assert_owned()
-                if error.exit_code != EXIT_DATA:
+                if not is_the_day_s(error, [shard.store for shard in shards]):
                     raise
                 result = DayResult(todo.table.name, day, "failed", note=str(error), error=error)
             result.seconds = round(time.monotonic() - began, 2)
@@ -117,6 +130,17 @@ def export_days(
     finally:
         with contextlib.suppress(SkywaveError):
             remember(archive, work, marks)
+
+
+def is_the_day_s(error: SkywaveError, stores: list[Store]) -> bool:
+    """Whether what stopped one day may let the others go on: its data, a manifest of a later version, or a statement that the
+    stores refuse although they answer."""
+    if isinstance(error, StoreUnavailable):
+        try:
+            return all(store.query("SELECT 1") for store in stores)
+        except StoreUnavailable:
+            return False
+    return error.exit_code == EXIT_DATA or isinstance(error, NewerManifest)
 
 
 def remember(archive: Archive, work: Workspace, marks: dict[str, dict[str, Any]], section: str = "markers") -> None:

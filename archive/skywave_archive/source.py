@@ -9,6 +9,7 @@ Merges change the parts, so another marker does not mean other rows.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import date
@@ -21,6 +22,7 @@ from skywave.server.store import Store, open_shard, shard_names, text
 
 from .tables import Table, add
 
+log = logging.getLogger(__name__)
 Clients = tuple[int, int]
 """First and last client_id of a range."""
 Held = tuple[int, int]
@@ -122,10 +124,15 @@ class Shard:
             f" WHERE active AND database = '{database}' AND table = '{table.name}' AND rows > 0"
             " GROUP BY partition ORDER BY partition"
         )
-        return {
-            date.fromisoformat(text(day)): f"{int(made[0][0])}:{int(block)}:{allocated.get(text(name), int(parts))}"
-            for day, name, block, parts in rows
-        }
+        found = {}
+        for day, name, block, parts in rows:
+            try:
+                key = date.fromisoformat(text(day))
+            except ValueError:  # 18.16 calls the day number 0 so, which no server of ours writes
+                log.warning("%s: the partition %s is no day, and is left out", self._table(table), text(day))
+                continue
+            found[key] = f"{int(made[0][0])}:{int(block)}:{allocated.get(text(name), int(parts))}"
+        return found
 
     def marker(self, table: Table, day: date) -> str:
         """The marker of one day; empty if it has no rows."""

@@ -119,6 +119,15 @@ class Target(ABC):
         """Raises ``TargetUnsafe`` if renames are not exclusive there, or files are made where their folder is gone: what a
         lock and a publish rely on. Works in ``folder`` and leaves nothing there."""
 
+    def unreadable(self, error: TargetUnavailable) -> str:
+        """Why one file cannot be read, if that is not because the target is away: its blocks are lost, say. Raises ``error``
+        if it is."""
+        try:
+            self.status("")
+        except TargetUnavailable:
+            raise error from None
+        return f"cannot be read: {error}"
+
     def read_bytes(self, path: str) -> bytes:
         """A small file's content; raises ``NotFound``."""
         return b"".join(self.read(path))

@@ -19,6 +19,7 @@ from .datafile import DamagedFile, check_bytes, read_rows
 from .manifest import File, Manifest
 from .ranges import Collector
 from .tables import BY_DAY
+from .target import TargetUnavailable
 
 LEVELS = ("list", "checksum", "rows")
 LOST = "the manifest of its generation is missing"
@@ -91,6 +92,8 @@ def verify_day(
                         streams.add(batch)
         except DamagedFile as error:
             findings.append(Finding(*where, level, file.name, str(error)))
+        except TargetUnavailable as error:
+            findings.append(Finding(*where, level, file.name, archive.target.unreadable(error)))
         progress(file.bytes)
     if level == "rows" and not any(not finding.alien for finding in findings):
         found = {name: ranges.pairs() for name, ranges in streams.finish().items()}

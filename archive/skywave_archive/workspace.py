@@ -226,7 +226,7 @@ class Workspace:
         try:
             owner = json.loads(self.target.read_bytes(f"{LOCKS}/{name}"))
             return owner if isinstance(owner, dict) else {}
-        except (NotFound, ValueError):
+        except (NotFound, ValueError, TargetUnavailable):
             return {}
 
     def _beat(self) -> None:
