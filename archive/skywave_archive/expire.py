@@ -16,6 +16,7 @@ from skywave.errors import SkywaveError
 from .archive import Archive
 from .manifest import Manifest
 from .night import forget, is_exported, is_the_day_s
+from .ranges import Ranges, StreamName, crowded
 from .source import BOUND, Shard, is_bound_by_quorum
 from .tables import TELEMETRY, add
 from .verify import verify_day
@@ -94,7 +95,13 @@ def _expire_day(
             if shard.name not in done and not _drop(work, shard, manifest, found[shard.name]):
                 why = f"rows arrived on shard {shard.name} meanwhile: run skywave-archive export"
                 return DayExpired(day, "kept", why=why, differs=True)
-    return DayExpired(day, "ready" if dry_run else "dropped", whole[0])
+    many = sorted(crowded(manifest.streams) | set(manifest.scattered))
+    why = (
+        f"numbers of client {', '.join(map(str, many))} are too scattered to be kept: no account has them"
+        if many
+        else ""
+    )
+    return DayExpired(day, "ready" if dry_run else "dropped", whole[0], why)
 
 
 def _unsafe(archive: Archive, manifest: Manifest, state: dict[str, Any]) -> str:
@@ -123,7 +130,13 @@ def _accounts_for(manifest: Manifest, since: int) -> bool:
 
 def _is_expired(shard: Shard, manifest: Manifest) -> bool:
     rows = shard.store.query(f"SELECT count() FROM {shard.store.database}.expired WHERE day = '{manifest.day}'")
-    return bool(rows[0][0]) or not manifest.streams
+    return bool(rows[0][0]) or not _kept(manifest)
+
+
+def _kept(manifest: Manifest) -> dict[StreamName, Ranges]:
+    """The streams whose ranges go into ``expired``: not those of clients with more ranges than are kept of one."""
+    many = crowded(manifest.streams)
+    return {name: ranges for name, ranges in manifest.streams.items() if name.client_id not in many}
 
 
 def _drop(work: Workspace, shard: Shard, manifest: Manifest, expected: tuple[int, int]) -> bool:
@@ -131,7 +144,7 @@ def _drop(work: Workspace, shard: Shard, manifest: Manifest, expected: tuple[int
     store, day = shard.store, manifest.day
     rows = [
         (name.client_id, name.stream, first, last, day)
-        for name, ranges in manifest.streams.items()
+        for name, ranges in _kept(manifest).items()
         for first, last in ranges.pairs()
     ]
     names = ("client_id", "stream", "first_seq", "last_seq", "day")

@@ -7,6 +7,7 @@ a day that has shrunk in the store since (expired, half restored) therefore neve
 
 from __future__ import annotations
 
+from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, nullcontext
 from dataclasses import dataclass
@@ -19,8 +20,8 @@ from skywave.errors import EXIT_DATA, SkywaveError
 from .archive import SUPERSEDED, Archive, day_folder, manifest_path, utc_now, utc_today
 from .datafile import count_rows
 from .known import Known
-from .manifest import BrokenManifest, Manifest, ShardState, generation_of
-from .ranges import Ranges, StreamName, cover, united
+from .manifest import BrokenManifest, Manifest, ShardState, generation_of, holds
+from .ranges import Ranges, StreamName, crowded, united
 from .reading import Progress, Reader, Staged
 from .settings import Export
 from .source import Clients, Held, Shard, columns_of, held_by
@@ -184,6 +185,7 @@ class Exporter:
             result.outcome = "unchanged" if steady or not closed else "unsealed"
             result.generation = base.generation
             return result
+        streams, unnamed, scattered = self._numbers(base, staged)
         manifest = Manifest(
             table.name, day, job.generation, sealed, utc_now(), __version__,
             {shard.name: shard.ddl(table) for shard in self.shards}, columns_of(table),
@@ -193,8 +195,7 @@ class Exporter:
                 )
                 for shard in self.shards
             },
-            [*kept, *files], self._streams(base, staged), self._unnamed(base, staged),
-            [file.name for file in old.files] if old and whole else [],
+            [*kept, *files], streams, unnamed, [file.name for file in old.files] if old and whole else [], scattered,
         )  # fmt: skip
         self._publish(manifest, change, old, staged)
         result.generation = job.generation
@@ -236,27 +237,24 @@ class Exporter:
     def _contains(self, old: Manifest, wanted: Known, staged: dict[str, Staged]) -> bool:
         """True if what was read holds every row of the old generation: its numbers, and the rows without numbers that could
         be read; of those in damaged files, as many."""
-        unnamed = self._unnamed(None, staged)
-        return (
-            cover(self._streams(None, staged), old.streams)
-            and sum(part.wanted_rows for part in staged.values()) == wanted.unnamed
-            and all(unnamed.get(client, 0) >= rows for client, rows in old.unnamed_rows.items())
-        )
+        wanted_rows = sum(part.wanted_rows for part in staged.values())
+        return holds(*self._numbers(None, staged), old) and wanted_rows == wanted.unnamed
 
     @staticmethod
-    def _streams(old: Manifest | None, staged: dict[str, Staged]) -> dict[StreamName, Ranges]:
+    def _numbers(
+        old: Manifest | None, staged: dict[str, Staged]
+    ) -> tuple[dict[StreamName, Ranges], dict[int, int], list[int]]:
+        """``streams``, ``unnamed_rows`` and ``scattered`` of a generation that has the rows of ``old`` and what was staged."""
         streams = dict(old.streams) if old else {}
+        unnamed = Counter(old.unnamed_rows if old else {})
+        scattered = set(old.scattered if old else ())
         for part in staged.values():
-            streams = united(streams, part.streams)
-        return streams
-
-    @staticmethod
-    def _unnamed(old: Manifest | None, staged: dict[str, Staged]) -> dict[int, int]:
-        unnamed = dict(old.unnamed_rows) if old else {}
-        for part in staged.values():
-            for client, rows in part.unnamed.items():
-                unnamed[client] = unnamed.get(client, 0) + rows
-        return unnamed
+            many = crowded(united(streams, part.streams)) & part.numbered.keys() | part.scattered
+            streams = united(streams, {name: part.streams[name] for name in part.streams if name.client_id not in many})
+            unnamed.update(part.unnamed)
+            unnamed.update({client: part.numbered[client] for client in many})
+            scattered |= many
+        return streams, dict(unnamed), sorted(scattered)
 
     # -- publishing --------------------------------------------------------------------------------------------------------
 
