@@ -41,6 +41,7 @@ T = TypeVar("T")
 _CHUNK = 1 << 20
 _TRY_AGAIN = (408, 425, 429)
 """Statuses below 500 that ask for another try; all others say that the request is wrong or not allowed."""
+_SECURITY = "Check target.user and the cluster's security."
 _KINDS: dict[str, tuple[type[TargetError | TargetDenied | TargetUnavailable], str]] = {
     "FileNotFoundException": (NotFound, ""),
     "ParentNotDirectoryException": (NotFound, ""),
@@ -48,7 +49,10 @@ _KINDS: dict[str, tuple[type[TargetError | TargetDenied | TargetUnavailable], st
     "AlreadyBeingCreatedException": (AlreadyExists, ""),
     "PathIsNotEmptyDirectoryException": (AlreadyExists, ""),
     "AccessControlException": (TargetDenied, "Give the archive's root to target.user: hdfs dfs -chown."),
-    "SecurityException": (TargetDenied, "Check target.user and the cluster's security."),
+    "SecurityException": (TargetDenied, _SECURITY),
+    "AuthorizationException": (TargetDenied, _SECURITY),
+    "AuthenticationException": (TargetDenied, _SECURITY),
+    "InvalidToken": (TargetDenied, _SECURITY),
     "NSQuotaExceededException": (TargetFull, "Raise the name quota: hdfs dfsadmin -setQuota."),
     "DSQuotaExceededException": (
         TargetFull,
@@ -267,7 +271,7 @@ def _translated(error: Exception, path: str) -> Exception:
     if isinstance(error, requests.HTTPError) and error.response is not None:
         status = error.response.status_code
         if status in (401, 403, 407):
-            return TargetDenied(f"{path}: {error}", "Check target.user and the cluster's security.")
+            return TargetDenied(f"{path}: {error}", _SECURITY)
         if status < 500 and status not in _TRY_AGAIN:
             return TargetDenied(f"{path}: {error}: this is no WebHDFS", "Check target.urls: http://NAMENODE:9870.")
         return TargetUnavailable(f"{path}: {error}", "See the log of what answers at target.urls.")
