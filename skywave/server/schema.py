@@ -24,8 +24,8 @@ MODERN_TABLE_SETTINGS = (
 """Of each table on a modern engine: a commit is on the disk, and no column is kept sparse, which not every reader knows."""
 
 _CODECS = {("telemetry", name): "DoubleDelta, LZ4" for name in ("created_at", "seq", "received_at")}
-_SHOWN_SECONDS = (0, 2**32 - 1)
-"""The times that a DateTime can show: 1970 to 2106-02-07."""
+_SHOWN_SECONDS = (0, (LAST_DAY + 1) * 86_400 - 1)
+"""The times that a DateTime of 18.16 can show: 1970 to 2105."""
 _SHOWN_MICROS = (-2_208_988_800_000_000, 10_413_791_999_999_999)
 """The times that a DateTime64 can show in every release that has it: 1900 to 2299."""
 
