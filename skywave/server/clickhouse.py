@@ -244,7 +244,7 @@ class ClickHouseStore(Store):
         try:
             return work(self._connect())
         except errors.ServerException as error:
-            message = f"clickhouse: {str(error.message).splitlines()[0][:300]} (code {error.code})"
+            message = f"clickhouse: {_first_line(error.message)} (code {error.code})"
             if error.code == UNSATISFIED_QUORUM:
                 raise StoreBusy(f"clickhouse: another insert waits for its quorum (code {error.code})") from error
             if error.code == NOT_IN_QUORUM and self._fixed:
@@ -302,6 +302,12 @@ class ClickHouseStore(Store):
                 client.settings.update(_replicated_settings(s))
             self._client = client
         return self._client
+
+
+def _first_line(message: str) -> str:
+    """What an exception says, without the name of its class and what it has to say of itself."""
+    line = message.partition("\n")[0].removeprefix("DB::Exception: ").removesuffix("Stack trace:").strip()
+    return line[:300]
 
 
 def _replicated_settings(settings: config.Store) -> dict[str, Any]:

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 from ..errors import StoreRefused, StoreUnavailable
 
-_LOGIN = "Check store.user and the password in store.password_file against the server's users."
-_RIGHTS = "Give store.user the rights that docs/install.md names; a user of profile readonly cannot change anything."
+_LOGIN = "Check user and password_file (of [store], or in the URL) against the server's users."
+_RIGHTS = "Give store.user the right; where it only reads, it needs a profile with readonly = 2."
 _SCHEMA = "Check store.database; skywave store migrate makes the tables that are missing, and tells which are not ours."
 _PROGRAM = "Check that this release of ClickHouse is one that the README names, and look at its log."
 _CLUSTER = "Check store.cluster, and the cluster and the macros shard and replica in the server's configuration."

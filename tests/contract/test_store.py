@@ -382,7 +382,7 @@ def test_a_server_that_refuses_us_is_not_called_temporary(request, engine, tmp_p
     port = request.getfixturevalue(engine).port
     (tmp_path / "wrong").write_text("wrong")
     for wrong, hint in (
-        ({"password_file": str(tmp_path / "wrong")}, "store.password_file"), ({"user": "nobody"}, "store.user"),
+        ({"password_file": str(tmp_path / "wrong")}, "password_file"), ({"user": "nobody"}, "user"),
     ):  # fmt: skip
         with pytest.raises(StoreRefused) as error:
             open_store(config.Store(port=port, **wrong)).query("SELECT 1")
