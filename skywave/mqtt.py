@@ -109,6 +109,8 @@ class Refused:
 
     code: int
     words: str
+    sent: bool = True
+    """False if it was not even sent, because of what the broker had said before."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -166,7 +168,7 @@ class Link:
         self._too_large = (0, float("-inf"))  # bytes that the broker refused, and when
         self._refused_at: dict[str, float] = {}
         self._socket: _BufferedSocket | None = None
-        self._rivals = 0  # connections in a row that another client of this name ended, or may have
+        self._rivals: dict[str, int] = {}  # by broker: connections in a row that another client ended, or may have
         self._lines: deque[float] = deque(maxlen=LOG_LINES)
         self._stopping = threading.Event()
         self.refusals: dict[str, str] = {}
@@ -262,7 +264,7 @@ class Link:
         if words := self._is_too_large(topic, payload, props):
             self._refusal(f"publish {topic}", f"the broker takes no large messages on {topic}: {words}")
             if on_refused:
-                on_refused(Refused(PACKET_TOO_LARGE, words))
+                on_refused(Refused(PACKET_TOO_LARGE, words, sent=False))
             return lambda: True
         said = client.publish(topic, payload, qos, retain, props)
         if said.rc != paho.MQTT_ERR_SUCCESS or not qos:
@@ -329,10 +331,8 @@ class Link:
             self._at = (self._at + 1) % len(self._brokers)
             self._settings = self._brokers[self._at]
             held = time.monotonic() - self.connected_at if self.connected_at else 0.0
-            if "client id" in self.refusals:
-                pause = min(
-                    2.0 ** min(self._rivals, 10), RIVAL_PAUSE_MAX_S
-                )  # or the two would end each other's sessions for ever
+            if "client id" in self.refusals:  # or the two would end each other's sessions for ever
+                pause = min(2.0 ** min(max(self._rivals.values(), default=0), 10), RIVAL_PAUSE_MAX_S)
             else:
                 pause = 0.1 if held > STEADY_S else min(pause * 2, RECONNECT_MAX_S)
             self._stopping.wait(pause * random.uniform(0.5, 1.0))
@@ -516,7 +516,7 @@ class Link:
 
     def _went_down(self, why: Disconnected, abrupt: bool = False) -> None:
         if not self.connected:
-            self._rivals = 0
+            self._rivals.pop(self.address, None)
             if not (self.last_error.startswith(_REFUSED) or self._stopping.is_set()):
                 self._note(f"{self.address}: {why.reason}")
             return
@@ -526,10 +526,9 @@ class Link:
         if abrupt and any(at >= self.connected_at for at in list(self._refused_at.values())):
             abrupt = False  # Mosquitto 2.0 ends a connection on which it has refused a message
             why = replace(why, reason=f"{why.reason}, after it refused something")
-        if time.monotonic() - self.connected_at > REFUSAL_HOLDS_S:
-            self._rivals = 0
-        self._rivals = self._rivals + 1 if taken_over or (abrupt and not wanted) else 0
-        if taken_over or self._rivals >= MANY_RIVALS:
+        before = self._rivals.get(self.address, 0) if time.monotonic() - self.connected_at < REFUSAL_HOLDS_S else 0
+        self._rivals[self.address] = rivals = before + 1 if taken_over or (abrupt and not wanted) else 0
+        if taken_over or rivals >= MANY_RIVALS:
             named = f"another client named {self._client_id}"
             self.last_error = (
                 f"{named} is connected to the broker: {why.reason}" if taken_over else

@@ -252,7 +252,7 @@ class Uplink:
             except PoisonError as error:
                 self._ignore(event, error)
         elif isinstance(event, _Refused):
-            self._refused = True
+            self._refused |= event.why.sent
             if event.why.code == PACKET_TOO_LARGE and event.batch_id in self._window:
                 self._put_aside(self._window.remove(event.batch_id).batch, event.why.words)
         elif isinstance(event, _Up):
