@@ -308,6 +308,7 @@ class Uplink:
                 for batch in self._window.acknowledge(item, now):
                     self._acked.append(batch.id)
                     self._set_aside.pop(batch.id, None)
+                    self._died_alone.pop(batch.id, None)
                     self.acked_batches += 1
                     if rejected:
                         self.rejected_readings += batch.count
