@@ -22,6 +22,7 @@ from skywave.server.store import Store
 
 from .archive import Archive
 from .source import Shard
+from .target import TargetUnavailable
 from .workspace import HERE, Step, Workspace
 
 FOLDER = "accounts"
@@ -109,7 +110,12 @@ def read_archive(archive: Archive, table: AccountTable) -> tuple[list[Row], list
     """A table's rows as the archive has them, and what is wrong with its files. The file's name carries its hash."""
     parts, problems = [], []
     for name in _present(archive, table):
-        content = archive.target.read_bytes(f"{FOLDER}/{name}")
+        try:
+            content = archive.target.read_bytes(f"{FOLDER}/{name}")
+        except TargetUnavailable as error:
+            archive.target.unreadable(error)
+            problems.append(DamagedAccounts(name))
+            continue
         if _name(table, content) != name:
             problems.append(DamagedAccounts(name))
             continue

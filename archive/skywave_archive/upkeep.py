@@ -127,12 +127,14 @@ def expire(archive: Archive, report: Report, age: timedelta, dry_run: bool) -> N
     be dropped are kept and say why; exit code 1 then.
     """
     from .expire import expire as run
+    from .fleet import check_fleet
     from .source import open_shards
 
     with (
         open_shards(report.settings.store) as shards,
         Workspace(archive.target, report.settings.export.lock_ttl) as work,
     ):
+        check_fleet(archive, [shard.store for shard in shards])
         results = run(archive, work, shards, utc_today() - age, dry_run)
     for result in results:
         report.line(f"{result.day}: {result.outcome}, {result.rows:,} rows{f'; {result.why}' if result.why else ''}")
