@@ -153,5 +153,5 @@ def _drop(work: Workspace, shard: Shard, manifest: Manifest, expected: tuple[int
     work.assert_owned()
     if shard.count_digest(TELEMETRY, day) != expected:
         return False
-    store.query(f"ALTER TABLE {store.database}.{TELEMETRY.name} DROP PARTITION '{day}'")
+    store.drop(f"ALTER TABLE {store.database}.{TELEMETRY.name} DROP PARTITION '{day}'")
     return True

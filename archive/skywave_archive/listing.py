@@ -6,6 +6,7 @@ from datetime import date
 from typing import Any
 
 from skywave.errors import SkywaveError, StoreUnavailable
+from skywave.visible import say
 
 from .archive import Archive, utc_today, within
 from .manifest import Manifest
@@ -81,17 +82,18 @@ def print_listing(rows: list[dict[str, Any]], gaps: list[date]) -> None:
     """The same for people."""
     from rich import box
     from rich.console import Console
-    from rich.table import Table as Grid
+
+    from skywave.view import Sheet, shown
 
     console = Console()
     for name in BY_DAY:
-        table = Grid(box=box.SIMPLE_HEAD, pad_edge=False, title=name, title_justify="left")
+        table = Sheet(box=box.SIMPLE_HEAD, pad_edge=False, title=name, title_justify="left")
         for column in ("day", "status", "gen", "rows", "MB", "files", "verified", "in store"):
             right = column in ("gen", "rows", "MB", "files")
             table.add_column(column, justify="right" if right else "left", no_wrap=column != "verified")
         for row in (row for row in rows if row["table"] == name):
             if row["status"] == "broken":
-                table.add_row(row["day"], "[red]broken[/]", "", "", "", "", row["problem"], "")
+                table.add_row(row["day"], shown("broken", "red"), "", "", "", "", row["problem"], "")
                 continue
             verified = row["verified"]
             table.add_row(
@@ -101,4 +103,4 @@ def print_listing(rows: list[dict[str, Any]], gaps: list[date]) -> None:
         if table.row_count:
             console.print(table)
     if gaps:
-        print(f"not archived yet: {', '.join(map(str, gaps))}")
+        say(f"not archived yet: {', '.join(map(str, gaps))}")
