@@ -11,11 +11,14 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from . import __version__, config
-from .errors import EXIT_SOFTWARE, EXIT_USAGE, ConfigError, SkywaveError
+from .errors import EXIT_SOFTWARE, EXIT_TRY_LATER, EXIT_USAGE, ConfigError, SkywaveError
 from .service import Worker, run_until_signal, setup_logging
 
 if TYPE_CHECKING:
     from .server.store import Store
+
+
+SERVICES = ("client", "server", "emulator")
 
 
 class ErrorGroup(click.Group):
@@ -26,7 +29,7 @@ class ErrorGroup(click.Group):
         try:
             return super().invoke(ctx)
         except SkywaveError as error:
-            click.echo(f"Error: {error}", err=True)
+            click.echo(f"Error: {config.masked(str(error))}", err=True)
             if error.hint:
                 click.echo(f"  {error.hint}", err=True)
             ctx.exit(error.exit_code)
@@ -42,7 +45,8 @@ class ErrorGroup(click.Group):
         except Exception as error:
             if isinstance(error, OSError) and error.filename is not None:
                 click.echo(f"Error: {error.filename}: {error.strerror}", err=True)
-                ctx.exit(EXIT_USAGE)
+                # A disk may come back: a service is started again after any code but that of usage.
+                ctx.exit(EXIT_TRY_LATER if ctx.invoked_subcommand in SERVICES else EXIT_USAGE)
             traceback.print_exc()
             ctx.exit(EXIT_SOFTWARE)  # an uncaught error would say 1, which speaks of the data
 

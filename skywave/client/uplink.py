@@ -109,6 +109,10 @@ class Uplink:
         else:
             self._skipped_to = batch.id
 
+    def leave(self, last_id: int) -> None:
+        """The outbox has batches up to ``last_id`` that were not offered: the backlog lane finds them."""
+        self._skipped_to = last_id
+
     def stop(self) -> None:
         """Asks the loop to delete what is acknowledged, say goodbye and return."""
         self._stopping.set()

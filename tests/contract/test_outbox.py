@@ -127,10 +127,10 @@ def test_a_forgotten_stream_leaves_the_tally_right(outbox):
 
 def test_the_bound_holds_and_drop_oldest_declares_what_it_drops(outbox):
     batches = fill(outbox, 5, 64, size=1000)
-    assert not outbox.is_full(1000)
-    assert outbox.is_full(2000)
+    assert not outbox.full_because(1000)
+    assert outbox.full_because(2000)
     outbox.drop_oldest(1500)
-    assert not outbox.is_full(2000)
+    assert not outbox.full_because(2000)
     assert outbox.dropped() == [Dropped(5, 1, 10, "outbox full"), Dropped(5, 11, 20, "outbox full")]
     assert outbox.read(0, 10**9, 1) == batches[2:3]
     outbox.forget_dropped([Range(5, 1, 10)])
@@ -142,7 +142,7 @@ def test_a_disk_with_too_little_room_makes_the_outbox_full(settings):
 
     box = open_outbox(replace(settings, min_free_disk=1 << 60, disk_path="/"))
     box.create(7)
-    assert box.is_full(0)
+    assert box.full_because(0)
     box.close()
 
 
