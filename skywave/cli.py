@@ -12,7 +12,7 @@ import click
 
 from . import __version__, config
 from .errors import EXIT_SOFTWARE, EXIT_TRY_LATER, EXIT_USAGE, ConfigError, SkywaveError
-from .service import Worker, run_until_signal, setup_logging
+from .service import Signals, Worker, run_until_signal, setup_logging
 
 if TYPE_CHECKING:
     from .server.store import Store
@@ -161,9 +161,6 @@ def fleet(brokers: tuple[str, ...], as_json: bool, **plan: Any) -> None:
     Each client is a connection of its own that speaks what `skywave client` speaks, with resends and accounts. After
     --seconds or Ctrl-C they produce no more, and it ends when all is acknowledged.
     """
-    import signal
-    import threading
-
     from .emulator.fleet import Fleet, FleetResult, Plan
 
     try:
@@ -173,15 +170,13 @@ def fleet(brokers: tuple[str, ...], as_json: bool, **plan: Any) -> None:
     if not plan["rate"] and not plan["backlog"]:
         raise click.UsageError("without --rate and --backlog there is nothing to send")
     plan["seconds"] = plan["seconds"] if plan["rate"] else 0.0
-    stop = threading.Event()
+    signals = Signals()
 
-    def end(*_: object) -> None:
-        stop.set()
-        for number in (signal.SIGINT, signal.SIGTERM):  # a second one ends it at once
-            signal.signal(number, signal.default_int_handler)
+    def stopped() -> bool:
+        if signals.count > 1:
+            raise KeyboardInterrupt  # a second one ends it at once
+        return bool(signals)
 
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, end)
     load = Fleet(Plan(brokers=where, **plan))
     if not plan["rate"]:
         load.prepare()
@@ -192,7 +187,7 @@ def fleet(brokers: tuple[str, ...], as_json: bool, **plan: Any) -> None:
         waiting = so_far.readings - so_far.acked
         click.echo(f"{so_far.acked:,} acknowledged, {waiting:,} waiting, {so_far.acked_per_s:,} readings/s", err=True)
 
-    result = vars(load.run(stop, (lambda _: None) if as_json else tick))
+    result = vars(load.run(stopped, (lambda _: None) if as_json else tick))
     click.echo(json.dumps(result) if as_json else "\n".join(f"{name:16} {value}" for name, value in result.items()))
 
 
@@ -461,9 +456,10 @@ def demo(seconds: float, rate: float, seed: int | None, keep: Path | None, pictu
 
     Exit code 1 if one is lost or doubled.
     """
+    signals = Signals()  # before the imports, which take a while
     from .demo import run_demo
 
-    sys.exit(0 if run_demo(seconds, rate, seed, keep, as_json, picture) else 1)
+    sys.exit(0 if run_demo(seconds, rate, seed, keep, as_json, picture, signals) else 1)
 
 
 @main.group()

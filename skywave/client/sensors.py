@@ -405,14 +405,17 @@ class Sensors:
 
 
 def _look_up(host: str, port: int, flags: int = 0) -> list[Any]:
-    return socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=flags)
+    try:
+        return socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=flags)
+    except ValueError as error:  # an empty label, one of more than 63 letters, a character of code 0
+        raise OSError(f"{host[:100]!r} is no host name") from error
 
 
 def _literal(host: str, port: int) -> list[Any]:
     """The address, if it is one and no name, without asking anybody; nothing if it is a name."""
     try:
         return _look_up(host, port, socket.AI_NUMERICHOST)
-    except (OSError, ValueError):
+    except OSError:
         return []
 
 
