@@ -81,7 +81,7 @@ class Agent:
         self._intake_outbox, self._uplink_outbox = _open(settings)
         first_id = self._intake_outbox.start_stream(stream)
         if first_id == 1:
-            log.info("outbox: this one is new")
+            log.info("outbox: this one never held a reading")
         self.uplink = Uplink(settings, self._uplink_outbox, stream, first_id)
         self.intake = Intake(settings, self._intake_outbox, stream, first_id, self.uplink, take_over())
         self._workers = [Worker("intake", self.intake.run), Worker("uplink", self.uplink.run)]
