@@ -26,6 +26,7 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metri
 from prometheus_client.registry import Collector
 
 from . import config
+from .visible import LineFormatter, visible
 
 log = logging.getLogger(__name__)
 
@@ -48,7 +49,7 @@ def _formatter() -> logging.Formatter:
     return formatter
 
 
-class _Formatter(logging.Formatter):
+class _Formatter(LineFormatter):
     """No password gets into a log, whatever library wrote the line."""
 
     def format(self, record: logging.LogRecord) -> str:
@@ -121,13 +122,13 @@ def run_until_signal(healthy: Callable[[], str], status_line: Callable[[], str],
         problem = healthy()
         if problem.startswith("dead"):
             log.critical("%s; the service ends, so that it can be started afresh", problem)
-            notify(f"STATUS={problem}")
+            notify(f"STATUS={visible(problem)}")
             raise SystemExit(70)
         if problem and problem != complaint:
             log.error("no progress: %s", problem)
         complaint = problem
         if not problem:
-            notify(f"WATCHDOG=1\nSTATUS={status_line()}")
+            notify(f"WATCHDOG=1\nSTATUS={visible(status_line())}")
         if time.monotonic() >= log_at:
             log_at += interval
             log.info("%s", status_line())
