@@ -580,7 +580,8 @@ def rejected_list(path: str, client_id: int | None, limit: int, as_json: bool) -
     from . import view
     from .server import rejected as rejects
 
-    rows = rejects.find(_stores(config.load(path, config.Server)), client_id, limit)
+    with _opened(config.load(path, config.Server)) as stores:
+        rows = rejects.find(stores, client_id, limit)
     if as_json:
         say_json(rows)
     else:
@@ -619,7 +620,8 @@ def rejected_show(
     """Show one rejected message. SHA256 may be cut short as long as it is unambiguous."""
     from .server import rejected as rejects
 
-    row = rejects.get(_stores(config.load(path, config.Server)), sha256, client_id, batch)
+    with _opened(config.load(path, config.Server)) as stores:
+        row = rejects.get(stores, sha256, client_id, batch)
     if raw:
         sys.stdout.buffer.write(row.payload)
         return
@@ -641,7 +643,8 @@ def rejected_replay(path: str, sha256: str, client_id: int | None, batch: tuple[
     from .server import rejected as rejects
 
     settings = config.load(path, config.Server)
-    stored = rejects.replay(_stores(settings), settings, sha256, client_id, batch)
+    with _opened(settings) as stores:
+        stored = rejects.replay(stores, settings, sha256, client_id, batch)
     say(f"stored {stored} readings" if stored else "it was stored already")
 
 

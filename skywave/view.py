@@ -8,6 +8,7 @@ import urllib.error
 import urllib.request
 from collections.abc import Sequence
 from datetime import UTC, datetime
+from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 from rich import box
@@ -22,6 +23,10 @@ from .visible import visible
 
 if TYPE_CHECKING:
     from .care.doctor import Finding
+
+
+MAX_ROWS = 1000
+"""Of streams and of missing ranges on a terminal."""
 
 
 class Sheet(Table):
@@ -127,24 +132,30 @@ def _held_up(s: dict[str, Any]) -> list[Text]:
 
 
 def audit_table(account: dict[str, Any]) -> RenderableType:
-    """The account as a table, its verdict and the missing ranges."""
+    """The account as a table, its verdict and the missing ranges. Of very many streams those come first that are not clean."""
+    streams = account["streams"]
+    if len(streams) > MAX_ROWS:
+        streams = sorted(streams, key=lambda s: not (s["missing"] or s["doubled"]))[:MAX_ROWS]
     rare = tuple(name for name in ("rejected", "expired", "dropped", "accepted") if account.get(name))
     names = ("produced", "stored", "pending", *rare, "missing", "doubled")
     table = Sheet("client", "stream", *names, "oldest", box=box.SIMPLE_HEAD, pad_edge=False)
     for column in table.columns[2:]:
         column.justify = "right"
-    for s in account["streams"]:
+    for s in streams:
         cells = [shown(f"{s[name]:,}", "bold red" if name in names[-2:] and s[name] else "") for name in names]
         table.add_row(str(s["client_id"]), f"{s['stream'][:6]}…", *cells, _seconds(s["oldest_unacked_s"] or None))
     totals = [f"{account[name]:,}" for name in names]
     table.add_section()
     table.add_row("all", "", *totals, _seconds(account["oldest_unacked_s"] or None), style="bold")
     lines: list[RenderableType] = [table]
-    for s in account["streams"]:
-        for first, last in s["missing_ranges"][:20]:
-            lines.append(
-                shown(f"missing: client {s['client_id']} stream {s['stream']} readings {first} to {last}", "red")
-            )
+    lost = (
+        f"missing: client {s['client_id']} stream {s['stream']} readings {first} to {last}"
+        for s in streams
+        for first, last in s["missing_ranges"][:20]
+    )
+    lines += [shown(line, "red") for line in islice(lost, MAX_ROWS)]
+    if hidden := len(account["streams"]) - len(streams):
+        lines.append(shown(f"{hidden:,} more streams are not shown; --json has them all"))
     if account["foreign"]:
         lines.append(shown(f"{account['foreign']:,} readings of devices that keep no account (plain JSON)"))
     verdict = "nothing missing, nothing doubled" if account["clean"] else "readings are missing or doubled"
