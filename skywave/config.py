@@ -86,8 +86,9 @@ class Http:
 
     @property
     def url(self) -> str:
-        """Where to ask it."""
-        return f"http://{self.host}:{self.port}"
+        """Where to ask it from this host."""
+        host = {"0.0.0.0": "127.0.0.1", "::": "::1", "": "127.0.0.1"}.get(self.host, self.host)
+        return f"http://[{host}]:{self.port}" if ":" in host else f"http://{host}:{self.port}"
 
 
 @dataclass(frozen=True, kw_only=True)

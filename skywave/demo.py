@@ -31,9 +31,9 @@ from rich.table import Table
 from rich.text import Text
 
 from . import config
+from .asking import NotRunning, fetch_status
 from .emulator.sensor import KINDS, read_ledger
 from .errors import SkywaveError
-from .view import NotRunning, fetch_status
 
 CLIENT_ID = 1
 DRAIN_TIMEOUT_S = 60.0

@@ -18,6 +18,8 @@ from .store import of_shard, open_shards, place, shard_names
 from .subscriber import Inbox, Subscriber
 
 STUCK_AFTER_S = 120.0
+UNHEARD_S = 20.0
+"""How long nothing may arrive while clients say that readings wait."""
 _SHOWN = [item.name for item in fields(ClientStatus) if item.name not in ("streams", "dropped")]
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # malloc.h
 
@@ -100,6 +102,10 @@ class ServerProcess:
     def _causes(self) -> Iterator[Cause]:
         for number, link in enumerate(self.subscriber.links):
             yield Cause(f"broker {link.address}" if number else "broker", AWAY_S, link.trouble)
+        waiting = self._waiting()
+        unheard = waiting and self.subscriber.accepting and time.monotonic() - self.subscriber.heard_at > UNHEARD_S
+        why = f"readings of {waiting} clients wait, as they say, and nothing arrives: may this server read at the broker?"
+        yield Cause("deliveries", AWAY_S, why if unheard else "")
         unset = not all(shard.clock_is_set for shard in self.shards)
         yield Cause("clock", 0.0, "the clock was never set; nothing is taken until it is" if unset else "")
         for number, shard in enumerate(self.shards):
@@ -107,6 +113,11 @@ class ServerProcess:
             yield Cause(store, AWAY_S, f"the {store} does not work: {shard.store_error}" if shard.store_error else "")
             hangs = time.monotonic() - shard.progress_at > AWAY_S
             yield Cause(insert, 0.0, f"an {insert} or a look-up does not return" if hangs else "")
+
+    def _waiting(self) -> int:
+        """How many clients are online and keep readings that are older than it takes to deliver them."""
+        statuses = [status for shard in self.shards for status in shard.clients.copy().values()]
+        return sum(s.online and s.backlog_readings > 0 and s.oldest_unacked_s > UNHEARD_S for s in statuses)
 
     def _health(self) -> str:
         self._stalls.look(self._causes())

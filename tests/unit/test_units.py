@@ -44,7 +44,7 @@ def analyze(root: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
 
 @pytest.mark.parametrize("name", UNITS)
 def test_systemd_finds_nothing_wrong_with_a_unit(root, name):
-    result = analyze(root, "verify", "--recursive-errors=no", instance(name))
+    result = analyze(root, "verify", "--man=no", "--recursive-errors=no", instance(name))
     assert result.returncode == 0 and not result.stderr, result.stderr
 
 
@@ -56,7 +56,7 @@ def test_a_service_is_exposed_by_at_most_two_of_ten(root, name):
 
 def test_a_unit_that_is_wrong_is_found_wrong(root):
     (root / "usr/local/lib/systemd/system/wrong.service").write_text("[Service]\nExecStart=/opt/nothing\nUser=root\n")
-    assert analyze(root, "verify", "--recursive-errors=no", "wrong.service").returncode != 0
+    assert analyze(root, "verify", "--man=no", "--recursive-errors=no", "wrong.service").returncode != 0
     assert analyze(root, "security", "--offline=true", "--threshold=20", "wrong.service").returncode != 0
 
 
