@@ -12,6 +12,7 @@ import click
 
 from . import __version__, config
 from .errors import EXIT_SOFTWARE, EXIT_USAGE, ConfigError, SkywaveError
+from .masking import mask
 from .service import Worker, run_until_signal, setup_logging
 
 if TYPE_CHECKING:
@@ -548,8 +549,8 @@ def config_check(file: str) -> None:
 @config_group.command("show")
 @click.argument("file", type=click.Path(dir_okay=False))
 def config_show(file: str) -> None:
-    """Print FILE with every setting, its default and its documentation."""
-    click.echo(config.show(_settings(file)))
+    """Print FILE with every setting, its default and its documentation; what looks like a secret is masked."""
+    click.echo(mask(config.show(_settings(file))))
 
 
 def _settings(file: str) -> Any:

@@ -17,6 +17,7 @@ import socket
 import tomllib
 import types
 import typing
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
@@ -305,6 +306,19 @@ def load_store(path: str | Path) -> Store:
     store: Store = _build(_read(path).get("store", {}), Store, str(path), "store")
     _check_shards(store, str(path))
     return store
+
+
+def secret_files(path: str | Path) -> list[str]:
+    """What the settings of a configuration name as files of passwords; raises ``ConfigError``."""
+
+    def named(table: dict[str, Any]) -> Iterator[str]:
+        for key, value in table.items():
+            if isinstance(value, dict):
+                yield from named(value)
+            elif key.endswith("password_file") and isinstance(value, str):
+                yield value
+
+    return list(named(_read(path)))
 
 
 def _read(path: str | Path) -> dict[str, Any]:

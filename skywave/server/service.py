@@ -104,7 +104,9 @@ class ServerProcess:
             yield Cause(f"broker {link.address}" if number else "broker", AWAY_S, link.trouble)
         waiting = self._waiting()
         unheard = waiting and self.subscriber.accepting and time.monotonic() - self.subscriber.heard_at > UNHEARD_S
-        why = f"readings of {waiting} clients wait, as they say, and nothing arrives: may this server read at the broker?"
+        why = (
+            f"readings of {waiting} clients wait, as they say, and nothing arrives: may this server read at the broker?"
+        )
         yield Cause("deliveries", AWAY_S, why if unheard else "")
         unset = not all(shard.clock_is_set for shard in self.shards)
         yield Cause("clock", 0.0, "the clock was never set; nothing is taken until it is" if unset else "")
