@@ -35,7 +35,6 @@ SOURCES = (
     "skywave",
     "archive",
     "systemd",
-    "tests/constraints.txt",
 )
 QUERY = """
 import json, os, sys
@@ -266,7 +265,7 @@ class Lab:
             (source / file).write_text(text.replace(old, new))
         subprocess.run(
             [sys.executable, str(ANSIBLE / "scripts/wheelhouse.py"), f"--source={source}", f"--output={self.wheelhouse}",
-             f"--constraints={source / 'tests/constraints.txt'}"], check=True, stdout=subprocess.DEVNULL, env=self.env,
+             ], check=True, stdout=subprocess.DEVNULL, env=self.env,
         )  # fmt: skip
 
     @property
