@@ -1,5 +1,6 @@
 # make demo   sets up what it needs and shows the whole system on this host, a dying broker included
-# make test   sets up what it needs and passes the test suite, on the built wheel
+# make test   sets up what it needs and passes the test suite, on the built wheel;  make check  what needs no server, in a minute
+# make test-all  all there is, for a day: long tests, ten runs beside a load on both cores, a minimal host, the lab, soaks
 # make test-deploy  makes four hosts that boot systemd, installs the fleet on them with Ansible, updates and attacks it
 # make soak   breaks the whole system FAULTS times, for hours, as root; the sensors' ledgers judge; goes on where it stopped
 # make bench  measures against the targets, writes build/bench.json; bench-archive: the archive; bench-outage: a day of outage;
@@ -20,7 +21,7 @@ PACKAGES := mosquitto postgresql-15 clickhouse-server maven zookeeper systemd li
 
 BENCH_PACKAGES = $(BIN)/pip install --quiet --disable-pip-version-check -r bench/requirements.txt
 
-.PHONY: demo test test-deploy soak soak-cluster bench bench-outage bench-archive bench-scale bench-partitioning bench-alternatives lint docs clean
+.PHONY: demo check test test-all test-busy test-minimal test-deploy soak soak-cluster bench bench-outage bench-archive bench-scale bench-partitioning bench-alternatives lint docs clean
 .DELETE_ON_ERROR:
 
 demo: $(VENV)/installed
@@ -30,6 +31,24 @@ demo: $(VENV)/installed
 test: lint
 	@./tests/system-packages.sh $(PACKAGES)
 	$(BIN)/pytest $(TESTS)
+
+check: lint
+	@./tests/system-packages.sh systemd
+	$(BIN)/pytest -q tests/unit $(TESTS)
+
+test-all: test-deploy test-minimal test-busy
+	$(BIN)/pytest -m "long or not long"
+	$(MAKE) soak soak-cluster FAULTS=300
+
+# Ten times in a row while another load wants both cores.
+test-busy: lint
+	@./tests/system-packages.sh $(PACKAGES) stress-ng
+	stress-ng --quiet --cpu 2 --io 1 --timeout 1d & load=$$!; trap "kill $$load" EXIT; \
+	for run in 1 2 3 4 5 6 7 8 9 10; do $(BIN)/pytest -q $(TESTS) || exit 1; done
+
+test-minimal: $(VENV)/installed
+	@./tests/system-packages.sh docker.io debootstrap
+	$(BIN)/python tests/minimal_host.py
 
 bench: $(VENV)/installed
 	@./tests/system-packages.sh mosquitto postgresql-15 clickhouse-server

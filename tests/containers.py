@@ -63,16 +63,16 @@ def _answers() -> bool:
     return subprocess.run([DOCKER, "info"], check=False, capture_output=True).returncode == 0
 
 
-def base_image() -> str:
-    """The tag of the bare image, built if it is not here yet (about a minute)."""
+def base_image(packages: str = BARE) -> str:
+    """The tag of an image with a minimal Debian and these packages, built if it is not here yet (about a minute)."""
     ensure_docker()
-    digest = hashlib.sha256("\n".join([SUITE, BARE, *LAB_FILES, *LAB_FILES.values()]).encode())
+    digest = hashlib.sha256("\n".join([SUITE, packages, *LAB_FILES, *LAB_FILES.values()]).encode())
     for file in _machine_files():
         digest.update(file.read_bytes())
     tag = f"skywave-lab-base:{digest.hexdigest()[:12]}"
     if not docker("images", "--quiet", tag).strip():
         with tempfile.TemporaryDirectory() as folder:
-            _bootstrap(Path(folder) / "root", tag)
+            _bootstrap(Path(folder) / "root", tag, packages)
     return tag
 
 
@@ -99,9 +99,9 @@ def _machine_files() -> list[Path]:
     return found
 
 
-def _bootstrap(root: Path, tag: str) -> None:
+def _bootstrap(root: Path, tag: str, packages: str) -> None:
     subprocess.run(
-        ["debootstrap", "--variant=minbase", f"--include={BARE}", SUITE, str(root)],
+        ["debootstrap", "--variant=minbase", f"--include={packages}", SUITE, str(root)],
         check=True,
         stdout=subprocess.DEVNULL,
     )

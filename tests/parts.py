@@ -6,6 +6,8 @@ As root, PostgreSQL runs as its service's user, because it refuses to run as roo
 from __future__ import annotations
 
 import contextlib
+import fcntl
+import functools
 import os
 import pwd
 import random
@@ -19,26 +21,38 @@ from collections.abc import Callable
 from pathlib import Path
 
 _given: set[int] = set()
+PATIENCE = 4
+"""A wait ends as soon as its condition holds; only one that never will takes its whole time. So a machine with much else to
+do is given this many times as long as an idle one needs."""
 
 
 def free_port() -> int:
-    """A port that was not given before, as its part may not listen yet. It is below those that the kernel gives to outgoing
-    connections: one of these could take it while its part is dead."""
+    """A port that neither this process nor another run of the tests was given, as its part may not listen yet. It is below
+    those that the kernel gives to outgoing connections: one of these could take it while its part is dead."""
     while True:
         port = random.SystemRandom().randrange(10_000, 32_000)
         if port not in _given:
             with contextlib.suppress(OSError), socket.create_server(("127.0.0.1", port)):
+                fcntl.lockf(_ports(), fcntl.LOCK_EX | fcntl.LOCK_NB, 1, port)  # until this process ends
                 _given.add(port)
                 return port
 
 
+@functools.cache
+def _ports() -> int:
+    """A file whose bytes stand for ports: who has a byte locked has the port."""
+    return os.open(
+        Path(tempfile.gettempdir()) / f"skywave-ports-{os.getuid()}", os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o600
+    )
+
+
 def wait_for(condition: Callable[[], object], seconds: float, what: str | Callable[[], str], pause: float = 0.05):
-    """The condition's first true value; fails the test when there is none in time."""
-    until = time.monotonic() + seconds
+    """The condition's first true value; fails the test when there is none within ``seconds`` of an idle machine."""
+    until = time.monotonic() + PATIENCE * seconds
     while True:
         if value := condition():
             return value
-        assert time.monotonic() < until, f"{what() if callable(what) else what}: not within {seconds} s"
+        assert time.monotonic() < until, f"{what() if callable(what) else what}: not within {PATIENCE * seconds} s"
         time.sleep(pause)
 
 
@@ -46,6 +60,16 @@ def listens(port: int) -> bool:
     with socket.socket() as sock:
         sock.settimeout(0.5)
         return sock.connect_ex(("127.0.0.1", port)) == 0
+
+
+def ended(pid: int) -> bool:
+    """True for a process that is gone, and for one that waits for a parent to take its exit code: in a container whose first
+    process reaps nothing an orphan stays like that for ever."""
+    try:
+        stat = Path(f"/proc/{pid}/stat").read_text(encoding="ascii", errors="replace")
+    except OSError:
+        return True
+    return stat.rpartition(")")[2].split()[0] in "ZX"  # proc(5): the state follows the name, which may hold anything
 
 
 def which(name: str) -> str:
@@ -184,7 +208,7 @@ class Postgres(Part):
             with contextlib.suppress(ProcessLookupError):
                 os.kill(int(child), signal.SIGKILL)
         self.process.wait()
-        wait_for(lambda: not any(Path(f"/proc/{child}").exists() for child in children), 10, "backends end")
+        wait_for(lambda: all(ended(int(child)) for child in children), 10, "backends end")
 
 
 CLICKHOUSE_CONFIG = """<yandex>

@@ -6,11 +6,11 @@ import contextlib
 import random
 import socket
 import threading
-import time
 from datetime import date, timedelta
 from pathlib import Path
 
 import pytest
+from parts import wait_for
 
 from skywave import config
 from skywave.batch import Batch
@@ -447,14 +447,12 @@ def test_a_session_that_outlived_its_connection_is_waited_for(outbox_dsn):
     with pytest.raises(OutboxUnavailable):
         box.backlog()
     lost.close()
-    deadline = time.monotonic() + 10
-    while time.monotonic() < deadline:
+
+    def answers():
         with contextlib.suppress(OutboxUnavailable):
-            assert box.backlog().readings == 0
-            break
-        time.sleep(0.1)
-    else:
-        pytest.fail("the outbox is still locked")
+            return box.backlog().readings == 0
+
+    wait_for(answers, 10, "the old session's lock is gone")
     other = open_outbox(config.Outbox(kind="postgresql", dsn=outbox_dsn))
     with pytest.raises(OutboxError):  # of which OutboxUnavailable is none
         other.lock()

@@ -7,7 +7,7 @@ import time
 
 import pytest
 from parts import wait_for
-from stand import Stand
+from stand import Skywave, Stand, delivers
 
 
 def outbox_of(kind: str, stand: Stand, request: pytest.FixtureRequest, client_id: int = 1) -> str:
@@ -16,11 +16,16 @@ def outbox_of(kind: str, stand: Stand, request: pytest.FixtureRequest, client_id
     return f'kind = "postgresql"\ndsn = "{request.getfixturevalue("postgres").new_database()}"'
 
 
+def at_a_random_moment(client: Skywave, rng) -> None:
+    """Returns a random time after the client has delivered."""
+    delivers(client, 1000, 30)
+    time.sleep(rng.uniform(0, 0.5))
+
+
 @pytest.mark.parametrize("outbox", ["sqlite", "postgresql"])
 def test_every_reading_sent_is_stored_once(stand, outbox, request):
     stand.add_server()
-    stand.add_client(1, outbox_of(outbox, stand, request), rate=3000)
-    time.sleep(3)
+    delivers(stand.add_client(1, outbox_of(outbox, stand, request), rate=3000), 6000, 60)
     stand.finish()
     assert stand.verify() > 5000
 
@@ -29,15 +34,15 @@ def test_every_reading_sent_is_stored_once(stand, outbox, request):
 @pytest.mark.parametrize("victim", ["client-1", "server", "broker"])
 def test_a_kill_at_any_moment_loses_and_doubles_nothing(stand, outbox, victim, request, rng):
     stand.add_server()
-    stand.add_client(1, outbox_of(outbox, stand, request), rate=5000)
+    client = stand.add_client(1, outbox_of(outbox, stand, request), rate=5000)
     kills = 3
     for _ in range(kills):
-        time.sleep(rng.uniform(0.3, 1.5))
+        at_a_random_moment(client, rng)
         part = stand.broker if victim == "broker" else stand.parts[victim]
         part.kill()
         time.sleep(rng.uniform(0, 1.0))
         part.start()
-    time.sleep(1)
+    delivers(client, 2500, 60)
     stand.finish()
     assert stand.verify(client_kills=kills if victim == "client-1" else 0) > 5000
 
@@ -46,13 +51,13 @@ def test_clickhouse_killed_under_load_loses_and_doubles_nothing(broker, own_clic
     stand = Stand(broker, f"port = {own_clickhouse.port}\ntimeout = 5.0\n", database)
     try:
         stand.add_server(extra="[ingest]\npause_after = 0.5\n")
-        stand.add_client(1, stand.sqlite(1), rate=5000)
+        client = stand.add_client(1, stand.sqlite(1), rate=5000)
         for _ in range(3):
-            time.sleep(rng.uniform(0.5, 1.5))
+            at_a_random_moment(client, rng)
             own_clickhouse.kill()
             time.sleep(rng.uniform(0.2, 2.0))
             own_clickhouse.start()
-        time.sleep(1)
+        delivers(client, 2500, 60)
         stand.finish()
         assert stand.verify() > 5000
     finally:
@@ -62,13 +67,13 @@ def test_clickhouse_killed_under_load_loses_and_doubles_nothing(broker, own_clic
 def test_postgresql_killed_under_load_loses_and_doubles_nothing(stand, own_postgres, rng):
     """The outcome of the commit that the kill hits is unknown to the client."""
     stand.add_server()
-    stand.add_client(1, f'kind = "postgresql"\ndsn = "{own_postgres.new_database()}"', rate=5000)
+    client = stand.add_client(1, f'kind = "postgresql"\ndsn = "{own_postgres.new_database()}"', rate=5000)
     for _ in range(3):
-        time.sleep(rng.uniform(0.5, 1.5))
+        at_a_random_moment(client, rng)
         own_postgres.kill()
         time.sleep(rng.uniform(0, 1.0))
         own_postgres.start()
-    time.sleep(1)
+    delivers(client, 2500, 60)
     stand.finish()
     assert stand.verify() > 5000
 
@@ -77,8 +82,7 @@ def test_two_servers_share_the_load_and_one_frozen_or_killed_harms_nothing(stand
     stand.add_server("server-a")
     stand.add_server("server-b")
     extra = "ack_timeout_min = 0.5\n"
-    stand.add_client(1, stand.sqlite(1), rate=3000, extra=extra)
-    stand.add_client(2, stand.sqlite(2), rate=3000, extra=extra)
+    clients = [stand.add_client(number, stand.sqlite(number), rate=3000, extra=extra) for number in (1, 2)]
     wait_for(lambda: all(stand.parts[f"server-{x}"].status().get("readings") for x in "ab"), 20, "both servers work")
     for _ in range(2):
         stand.parts["server-a"].signal(signal.SIGSTOP)
@@ -88,21 +92,20 @@ def test_two_servers_share_the_load_and_one_frozen_or_killed_harms_nothing(stand
         stand.parts["server-b"].kill()
         time.sleep(rng.uniform(0.5, 1.5))
         stand.parts["server-b"].start()
-    time.sleep(1)
+    for client in clients:
+        delivers(client, 5000, 90)
     stand.finish()
     assert stand.verify() > 10000
 
 
 def test_readings_made_while_there_is_no_server_wait_in_the_outbox(stand):
     client = stand.add_client(1, stand.sqlite(1), rate=3000)
-    time.sleep(2)
-    before = client.status()
-    assert before["backlog"]["readings"] > 2000
+    before = wait_for(lambda: (s := client.status())["backlog"]["readings"] > 2000 and s, 30, "the outbox fills")
     assert before["in_flight"] == 0, "published without a server"
     client.kill()
     client.start()
     stand.add_server()
-    time.sleep(1)
+    delivers(client, 5000, 60)
     stand.finish()
     assert stand.verify(client_kills=1) > 5000
 
@@ -117,7 +120,7 @@ def test_sigterm_commits_what_is_in_memory_and_ends_at_once(stand):
     assert client.status()["commits"] == 0
     started = time.monotonic()
     assert client.stop() == 0
-    assert time.monotonic() - started < 3
+    assert time.monotonic() - started < 30, "it does not wait for linger"
     client.start()
     stand.add_server()
     stand.finish()

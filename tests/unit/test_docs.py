@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import runpy
 from pathlib import Path
 
@@ -32,3 +33,17 @@ def test_every_command_has_help_and_stands_in_the_readme_or_the_changelog():
 def test_what_is_tested_is_the_installed_package():
     assert ROOT / "skywave" not in Path(skywave.__file__).parents
     assert ROOT / "archive" not in Path(skywave_archive.__file__).parents
+
+
+def test_every_test_that_a_page_names_exists():
+    tests = {
+        name for path in (ROOT / "tests").rglob("test_*.py") for name in re.findall(r"def (test_\w+)", path.read_text())
+    }
+    for page in (ROOT / "docs").rglob("*.md"):
+        named = set(re.findall(r"`(test_\w+)`", page.read_text()))
+        assert named <= tests, f"{page.name} names {named - tests}"
+
+
+def test_no_page_and_no_picture_speaks_of_a_later_release():
+    for page in [ROOT / "README.md", *(ROOT / "docs").rglob("*.md"), *(ROOT / "docs").rglob("*.svg")]:
+        assert not re.search(r"next release|not yet built|coming soon", page.read_text(), re.IGNORECASE), page.name

@@ -8,6 +8,7 @@ import time
 from datetime import date
 
 import pytest
+from parts import wait_for
 
 from skywave import config, topics
 from skywave.mqtt import Message
@@ -97,10 +98,7 @@ def test_a_server_accepts_again_though_statuses_never_cease(ingest):
     talking.start()
     working.start()
     try:
-        until = time.monotonic() + 10
-        while not front.accepting and time.monotonic() < until:
-            time.sleep(0.05)
-        assert front.accepting
+        wait_for(lambda: front.accepting, 10, "it accepts")
     finally:
         over.set()
         talking.join()
