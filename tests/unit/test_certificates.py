@@ -5,11 +5,11 @@ from __future__ import annotations
 import socket
 
 import pytest
+from figures import shows
 
 from skywave import config
 from skywave.care import certificates
 from skywave.care.certificates import CertificateError, take
-from skywave.service import serve_figures
 
 UNIT = "skywave-client.service"
 
@@ -77,29 +77,14 @@ def test_a_service_without_figures_that_dies_gets_the_old_ones_back(folder, syst
 
 
 def test_a_service_that_lost_its_session_by_them_gets_the_old_ones_back(folder, systemd):
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        port = free.getsockname()[1]
-    server = serve_figures(
-        config.Http(port=port), [], lambda: {"kind": "client", "connected": not systemd.restarted}, {}
-    )
-    try:
-        with pytest.raises(CertificateError):
-            take(folder, {UNIT: settings(http={"port": port})})
-    finally:
-        server.shutdown()
-        server.server_close()
+    with shows(lambda: {"kind": "client", "connected": not systemd.restarted}) as port, pytest.raises(CertificateError):
+        take(folder, {UNIT: settings(http={"port": port})})
     assert in_use(folder) == "OLD"
 
 
 def test_a_service_that_had_no_session_before_is_not_rolled_back_for_having_none(folder):
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        port = free.getsockname()[1]
-    server = serve_figures(config.Http(port=port), [], lambda: {"kind": "client", "connected": False}, {})
-    try:
+    with shows(lambda: {"kind": "client", "connected": False}) as port:
         assert take(folder, {UNIT: settings(http={"port": port})}) == ["client.pem"]
-    finally:
-        server.shutdown()
-        server.server_close()
 
 
 def test_every_broker_is_asked_and_one_that_refuses_them_is_enough(folder, systemd, brokers):

@@ -7,12 +7,13 @@ import copy
 import json
 import threading
 import types
+from contextlib import ExitStack
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
-from parts import free_port
+from figures import shows
 
 from skywave import config
 from skywave.asking import NotRunning, fetch_bytes, fetch_status
@@ -22,7 +23,6 @@ from skywave.care.findings import STALLS, judge, wrong
 from skywave.cli import main
 from skywave.client.agent import Agent
 from skywave.server.service import ServerProcess
-from skywave.service import serve_figures
 
 ROOT = Path(__file__).parents[2]
 
@@ -99,17 +99,12 @@ def test_every_cause_that_a_process_can_name_has_its_advice():
 @pytest.fixture
 def shown():
     """Serves a snapshot as a process does; returns where."""
-    servers = []
+    with ExitStack() as stack:
 
-    def show(snapshot, host="127.0.0.1"):
-        settings = config.Http(host=host, port=free_port())
-        servers.append(serve_figures(settings, [], lambda: snapshot, {}))
-        return settings
+        def show(snapshot, host="127.0.0.1"):
+            return config.Http(host=host, port=stack.enter_context(shows(lambda: snapshot, host)))
 
-    yield show
-    for server in servers:
-        server.shutdown()
-        server.server_close()
+        yield show
 
 
 def run(*words: str) -> tuple[int, str]:
