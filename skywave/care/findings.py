@@ -90,12 +90,9 @@ def _server(s: Mapping[str, Any]) -> Iterator[Finding]:
 
 
 def _session(s: Mapping[str, Any], advice: str) -> Finding:
-    found = (
-        s["broker_error"]
-        or _held(s, "broker")
-        or ("connected to the broker" if s["connected"] else "not connected yet")
-    )
-    return Finding("session", s["connected"] and not s["broker_error"], found, advice)
+    trouble = s["broker_error"] or ("" if s["connected"] else "not connected yet")
+    found = (_held(s, "broker") or trouble) if trouble else "connected to the broker"
+    return Finding("session", not trouble, found, advice)
 
 
 def _held(s: Mapping[str, Any], cause: str) -> str:

@@ -2,16 +2,26 @@
 
 from __future__ import annotations
 
+import contextlib
 import socket
+import ssl
+import threading
+from datetime import UTC, datetime, timedelta
+from ipaddress import ip_address
 
 import pytest
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.x509.oid import NameOID
 from figures import shows
 
 from skywave import config
-from skywave.care import certificates
+from skywave.care import broker, certificates
 from skywave.care.certificates import CertificateError, take
 
 UNIT = "skywave-client.service"
+NOW = datetime.now(UTC)
 
 
 def settings(**more) -> config.Client:
@@ -108,3 +118,65 @@ def test_a_broker_that_is_away_holds_them_up_only_where_all_are(folder, brokers)
     with pytest.raises(CertificateError, match="b1: connection refused"):
         take(folder, {UNIT: two})
     assert in_use(folder) == "NEW"
+
+
+# -- whom a handshake believes ----------------------------------------------------------------------------------------------
+
+
+def authority_and_broker(folder, name: str) -> tuple[str, ssl.SSLContext]:
+    """An authority's certificate as a file, and a TLS server's side with a certificate by it for 127.0.0.1."""
+    ca_key, key = ec.generate_private_key(ec.SECP256R1()), ec.generate_private_key(ec.SECP256R1())
+    ca_name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)])
+
+    def made(subject: x509.Name, public: object, *more: x509.ExtensionType) -> bytes:
+        builder = x509.CertificateBuilder().subject_name(subject).issuer_name(ca_name).public_key(public)
+        builder = builder.serial_number(x509.random_serial_number())
+        builder = builder.not_valid_before(NOW - timedelta(hours=1)).not_valid_after(NOW + timedelta(days=1))
+        for extension in more:
+            builder = builder.add_extension(extension, critical=False)
+        return builder.sign(ca_key, hashes.SHA256()).public_bytes(serialization.Encoding.PEM)
+
+    ca = folder / f"{name}.crt"
+    ca.write_bytes(made(ca_name, ca_key.public_key(), x509.BasicConstraints(ca=True, path_length=None)))
+    secret = key.private_bytes(
+        serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
+    )
+    subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "broker")])
+    names = x509.SubjectAlternativeName([x509.IPAddress(ip_address("127.0.0.1"))])
+    pem = folder / f"{name}.pem"
+    pem.write_bytes(secret + made(subject, key.public_key(), names))
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(pem)
+    return str(ca), context
+
+
+def test_a_server_that_is_no_broker_of_the_fleet_is_not_spoken_to(tmp_path, monkeypatch):
+    monkeypatch.setattr(broker, "REFUSAL_S", 0.3)
+    ours, our_broker = authority_and_broker(tmp_path, "ours")
+    theirs, _ = authority_and_broker(tmp_path, "theirs")
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = server.getsockname()[1]
+        kept = []
+
+        def serve() -> None:
+            with contextlib.suppress(OSError):
+                while True:
+                    connection, _ = server.accept()
+                    try:
+                        kept.append(our_broker.wrap_socket(connection, server_side=True))
+                    except OSError:  # the other side refuses it
+                        connection.close()
+
+        thread = threading.Thread(target=serve)
+        thread.start()
+        try:
+            mqtt = {"host": "127.0.0.1", "port": port}
+            assert broker.shake_hands(config.Mqtt(ca_file=ours, **mqtt)) == ""
+            assert "VERIFY_FAILED" in broker.shake_hands(config.Mqtt(ca_file=theirs, **mqtt))
+            named = config.Mqtt(ca_file=ours, host="localhost", port=port)
+            assert "VERIFY_FAILED" in broker.shake_hands(named), "its certificate is for another address"
+        finally:
+            server.shutdown(socket.SHUT_RDWR)
+            thread.join()
+            for connection in kept:
+                connection.close()
