@@ -470,7 +470,7 @@ def tls_context(settings: config.Mqtt) -> ssl.SSLContext:
     try:
         context.load_verify_locations(files[0])
         trusted = context.cert_store_stats()
-        if trusted["crl"] >= trusted["x509_ca"]:  # else peers of an authority without a list would all be refused
+        if 0 < trusted["x509_ca"] <= trusted["crl"]:  # else peers of an authority without a list would all be refused
             context.verify_flags |= ssl.VERIFY_CRL_CHECK_LEAF
         if files[1]:
             context.load_cert_chain(files[1], files[2] or None)

@@ -95,7 +95,7 @@ class Lab:
         self.molecule("create")
 
     def converge(self) -> None:
-        self.playbook("site.yml")
+        self.playbook("site.yml", "-e", "authority=new")
 
     def destroy(self) -> None:
         for step, seconds in self.seconds.items():

@@ -10,12 +10,12 @@ def changed(output: str) -> dict[str, int]:
 
 
 def test_a_trial_run_on_empty_hosts_says_what_it_would_do_and_does_nothing(lab):
-    lab.playbook("site.yml", "--check", name="site.yml --check on empty hosts")
+    lab.playbook("site.yml", "--check", "-e", "authority=new", name="site.yml --check on empty hosts")
     assert lab.run("core1", "ls /opt /etc/skywave 2>/dev/null", check=False).strip() in ("", "/opt:")
 
 
 def test_bare_hosts_become_a_fleet(lab):
-    lab.playbook("site.yml", name="site.yml on bare hosts")
+    lab.playbook("site.yml", "-e", "authority=new", name="site.yml on bare hosts")
     for host in EDGES:
         wait_for(lambda host=host: lab.status(host).get("acked_readings"), 30, f"{host} delivers")
 
