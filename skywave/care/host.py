@@ -48,9 +48,8 @@ def restarts(unit: str) -> Iterator[Finding]:
     count, state = int(values.get("NRestarts") or 0), values.get("ActiveState", "")
     up_s = _uptime_s() - int(values.get("ActiveEnterTimestampMonotonic") or 0) / 1e6
     loops = count >= RESTARTS and (state != "active" or up_s < LATELY_S)
-    found = f"systemd started it again {count} times" + (
-        f", {up_s:.0f} s ago the last time" if state == "active" else ""
-    )
+    lately = f", {up_s:.0f} s ago the last time" if state == "active" else ""
+    found = f"systemd started it again {count} times{lately}" if count else "runs since it was started"
     yield Finding("restarts", not loops, found, f"journalctl -u {unit} says what it dies of.")
 
 
