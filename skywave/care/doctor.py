@@ -6,7 +6,6 @@ outbox would have to be its user's. One that is not at the broker is stood in fo
 
 from __future__ import annotations
 
-import re
 import shutil
 import subprocess
 import time
@@ -17,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from .. import config, topics
 from ..asking import NotRunning, fetch_status
-from ..errors import ConfigError, SkywaveError
+from ..errors import ConfigError, SkywaveError, StoreError
 from ..messages import EARLIEST
 from .broker import open_session, shake_hands
 from .certificates import expiries
@@ -172,9 +171,11 @@ def _shard(name: str, store: Store) -> Iterator[Finding]:
 
     version = text(store.query("SELECT version()")[0][0])
     yield Finding(f"store{name}", True, f"ClickHouse {version} answers")
-    found = {text(row[0]) for row in store.query(f"SELECT name FROM system.tables WHERE database = '{store.database}'")}
-    wanted = set(re.findall(rf"{store.database}\.(\w+) \(", " ".join(schema.tables(store.database, False))))
-    missing = ", ".join(sorted(wanted - found))
+    try:
+        missing = ", ".join(store.check_tables())
+    except StoreError as error:
+        yield Finding(f"schema{name}", False, str(error), error.hint)
+        return
     yield Finding(
         f"schema{name}",
         not missing,
