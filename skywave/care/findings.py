@@ -61,10 +61,10 @@ def _client(s: Mapping[str, Any]) -> Iterator[Finding]:
     yield _session(s, STALLS["broker"][1])
     accepts = "accepts batches" if s["accepting"] else _held(s, "server") or "no server accepts batches"
     yield Finding("server", s["accepting"], accepts, STALLS["server"][1])
-    outbox = _held(s, "outbox") or s["outbox_error"] or ("is full" if s["outbox_full"] else "")
+    outbox = _held(s, "outbox") or s.get("outbox_error") or ("is full" if s.get("outbox_full") else "")
     waiting = f"{s['backlog']['readings']:,} readings wait"
     yield Finding("outbox", not outbox, outbox or waiting,
-                  STALLS["outbox full" if s["outbox_full"] else "outbox"][1])  # fmt: skip
+                  STALLS["outbox full" if s.get("outbox_full") else "outbox"][1])  # fmt: skip
     unmoved = _held(s, "acknowledgement")
     oldest = f"the oldest unacknowledged reading is {s['oldest_unacked_s']:.1f} s old"
     late = s["oldest_unacked_s"] > LATE_S
@@ -73,7 +73,7 @@ def _client(s: Mapping[str, Any]) -> Iterator[Finding]:
     for name, sensor in s["sensors"].items():
         found = "connected" if sensor["connected"] else sensor["last_error"] or "not connected"
         yield Finding(f"sensor {name}", sensor["connected"], found, "Check the sensor, its address and its port.")
-    if s["set_aside"]:
+    if s.get("set_aside"):
         found = f"the broker refuses {s['set_aside']} batches"
         yield Finding("set aside", False, _held(s, "set aside") or found, STALLS["set aside"][1])
 
@@ -83,7 +83,7 @@ def _server(s: Mapping[str, Any]) -> Iterator[Finding]:
     yield _session(s, "It waits for its store: see below." if not_yet else STALLS["broker"][1])
     yield Finding("accepting", s["accepting"], "batches are taken" if s["accepting"] else "no batches are taken",
                   "It waits for the broker or the store, or is full: see there.")  # fmt: skip
-    store = _held(s, "store") or s["store_error"]
+    store = _held(s, "store") or s.get("store_error")
     yield Finding(
         "commits", s["store_ok"] and not store, store or "the store does what it is asked", STALLS["store"][1]
     )
