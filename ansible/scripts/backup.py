@@ -19,6 +19,7 @@ import subprocess
 import sys
 import tarfile
 import tempfile
+from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -80,7 +81,7 @@ def pack(pipe: io.BufferedIOBase, folders: dict[str, Path]) -> int:
     digests = []
     with tarfile.open(fileobj=pipe, mode="w|") as archive:
         for name, folder in folders.items():
-            for file in sorted(path for path in folder.rglob("*") if path.is_file()):
+            for file in sorted(files_below(folder)):
                 content = file.read_bytes()
                 entry = archive.gettarinfo(file, f"{name}/{file.relative_to(folder)}")
                 if not entry.isreg():  # a link to a file, or a file that has a second name: the file itself
@@ -93,6 +94,15 @@ def pack(pipe: io.BufferedIOBase, folders: dict[str, Path]) -> int:
         entry.size, entry.mode = len(listed), 0o600
         archive.addfile(entry, io.BytesIO(listed))
     return len(digests)
+
+
+def files_below(folder: Path) -> Iterator[Path]:
+    """The files in it and in its folders, links followed: a new controller may lack what they lead to."""
+    seen = set()
+    for parent, folders, files in os.walk(folder, followlinks=True):
+        seen.add(os.path.realpath(parent))
+        folders[:] = [name for name in folders if os.path.realpath(Path(parent) / name) not in seen]
+        yield from (path for name in files if (path := Path(parent) / name).is_file())
 
 
 if __name__ == "__main__":

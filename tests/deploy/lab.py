@@ -137,11 +137,14 @@ class Lab:
     def command(self, playbook: str, *arguments: str) -> list[str]:
         return ["ansible-playbook", "-i", self.inventory, str(ANSIBLE / "playbooks" / playbook), *arguments]
 
-    def playbook(self, playbook: str, *arguments: str, check: bool = True, name: str = "") -> str:
-        """Runs a playbook on the lab; its output."""
+    def playbook(
+        self, playbook: str, *arguments: str, check: bool = True, name: str = "", home: Path | None = None
+    ) -> str:
+        """Runs a playbook on the lab, perhaps from another home folder; its output."""
         started = time.monotonic()
+        env = {**self.env, "HOME": str(home)} if home else self.env
         result = subprocess.run(
-            self.command(playbook, *arguments), cwd=ANSIBLE, env=self.env, capture_output=True, text=True, check=False
+            self.command(playbook, *arguments), cwd=ANSIBLE, env=env, capture_output=True, text=True, check=False
         )
         self.seconds[name or f"{playbook} {' '.join(arguments)}"[:40]] = time.monotonic() - started
         output = result.stdout + result.stderr

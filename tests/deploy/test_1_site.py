@@ -35,6 +35,25 @@ def test_the_fleet_is_healthy(converged):
     assert re.search(rf"{name} +ok", output), "one host is told of as well"
 
 
+def test_another_home_folder_makes_no_authority_and_changes_no_host(converged, tmp_path):
+    trusted = converged.run("edge1", "cat /etc/skywave/credentials/ca.crt")
+    output = converged.playbook("site.yml", "--check", check=False, home=tmp_path, name="site.yml, another home")
+    assert "There is no authority" in output and "Prepare every host" not in output
+    assert not (tmp_path / ".skywave").exists()
+    output = converged.playbook(
+        "site.yml", "-e", "authority=new", check=False, home=tmp_path, name="site.yml, a second authority"
+    )
+    assert "trusts another authority" in output and "Prepare every host" not in output
+    assert not (tmp_path / ".skywave").exists()
+    assert converged.run("edge1", "cat /etc/skywave/credentials/ca.crt") == trusted
+
+
+def test_a_name_as_an_address_is_refused(converged):
+    arguments = ("--check", "--limit", f"{converged.host('edge2')},localhost", "-e", "fleet_address=edge2.example.org")
+    output = converged.playbook("site.yml", *arguments, check=False, name="site.yml, a name as an address")
+    assert "must be an IPv4 address" in output
+
+
 def test_a_run_that_leaves_out_the_controller_says_so_at_once(converged):
     output = converged.playbook(
         "site.yml", "--limit", converged.host("edge1"), check=False, name="site.yml, a bad limit"

@@ -131,6 +131,51 @@ def test_the_archive_unit_brings_a_closed_day_to_hdfs_and_the_drill_restores_it(
     )
 
 
+def test_a_restart_that_an_interrupted_run_left_out_is_made_up_for(converged):
+    units = {"core1": "mosquitto", "edge1": "skywave-client"}
+    files = {"core1": "/etc/mosquitto/pki/ca.crl", "edge1": "/etc/skywave/client.toml"}
+
+    def began(host: str) -> str:
+        return converged.run(host, f"systemctl show {units[host]} -p InvocationID --value")
+
+    before = {host: began(host) for host in units}
+    # As if the run that wrote the files had ended before the restart: what is installed is right, what runs is not.
+    for host, file in files.items():
+        converged.run(
+            host, f"cp -p {file} /tmp/kept; echo >>{file}; systemctl restart {units[host]}; cp -p /tmp/kept {file}"
+        )
+    between = {host: began(host) for host in units}
+    arguments = (
+        "--limit",
+        ",".join(converged.host(host) for host in units) + ",localhost",
+        "--tags",
+        "mosquitto,client",
+    )
+    assert (
+        all(changed(converged.playbook("site.yml", *arguments, name="site.yml after an interrupted run")).values())
+        is False
+    )
+    after = {host: began(host) for host in units}
+    assert all(len({before[host], between[host], after[host]}) == 3 for host in units), (
+        "they run with what is installed"
+    )
+    counts = changed(converged.playbook("site.yml", *arguments, name="site.yml after that"))
+    assert not any(counts.values()), counts
+
+
+def test_a_guarded_service_does_not_start_without_the_firewall(converged):
+    converged.run("hdfs1", "mv /etc/skywave/firewall.nft /tmp/firewall.nft; systemctl stop skywave-firewall")
+    try:
+        for unit in ("zookeeper", "hadoop-datanode"):
+            assert "inactive" in converged.run("hdfs1", f"systemctl is-active {unit}", check=False), (
+                "it went with the firewall"
+            )
+            assert "dependency" in converged.run("hdfs1", f"systemctl start {unit}", check=False)
+    finally:
+        converged.run("hdfs1", "mv /tmp/firewall.nft /etc/skywave/; systemctl reset-failed; systemctl start skywave-firewall"
+                               " zookeeper hadoop-namenode hadoop-datanode")  # fmt: skip
+
+
 def test_a_configuration_error_stops_a_service_and_is_not_retried(converged):
     converged.stop_sensors()  # a unit that has failed keeps no connections: what stands in them is lost with it
     converged.run("edge2", "cp /etc/skywave/client.toml /tmp/good.toml; echo 'lingr = 1' >> /etc/skywave/client.toml")

@@ -164,7 +164,11 @@ LOCKED = re.compile(r"^([A-Za-z0-9._-]+)==(\S+)(?: ; [^\\\n]+)?((?: \\\n +--hash
 
 
 def locked(name: str) -> dict[str, str]:
-    text = (ANSIBLE / "scripts" / name).read_text()
+    return packages((ANSIBLE / "scripts" / name).read_text())
+
+
+def packages(text: str) -> dict[str, str]:
+    """The version of each package that a list names; each must have its hashes."""
     found = LOCKED.findall(text)
     wanted = [line for line in text.splitlines() if "==" in line and not line.startswith("#")]
     assert len(found) == len(wanted), "each requirement has a version and hashes"
@@ -178,6 +182,11 @@ def test_everything_that_hosts_install_is_locked_by_its_hash_and_is_what_was_tes
     assert {"paho-mqtt", "pyarrow", "psycopg2-binary", "clickhouse-driver", "hdfs"} <= runtime.keys()
     assert runtime == {package: tested.get(package) for package in runtime}
     assert {"hatchling", "setuptools", "wheel"} <= locked("build.txt").keys()
+
+
+def test_what_the_controller_itself_runs_comes_as_wheels_by_their_hashes():
+    text = (ROOT / "tests/deploy/constraints.txt").read_text()
+    assert "\n--only-binary :all:\n" in text and {"ansible-core", "cryptography"} <= packages(text).keys()
 
 
 def test_the_wheelhouse_takes_nothing_but_wheels_whose_hashes_are_known(tmp_path, monkeypatch):
@@ -222,12 +231,21 @@ def test_a_backup_of_the_controller_has_all_that_a_new_one_needs_for_its_owner_a
     folder, files, command = controller
     os.link(folder / "authority/ca.key", folder / "authority/same.key")
     (folder / "inventory/link.yml").symlink_to("hosts.yml")
+    (folder / "shared").mkdir()
+    (folder / "shared/all.yml").write_text("fleet_name: plant")
+    (folder / "shared/round").symlink_to(folder / "inventory")
+    (folder / "inventory/group_vars").symlink_to(folder / "shared")
     subprocess.run([*command, str(folder / "backups")], check=True)
     (backup,) = (folder / "backups").iterdir()
     assert stat.S_IMODE(backup.stat().st_mode) == 0o600 and stat.S_IMODE(backup.parent.stat().st_mode) == 0o700
     with tarfile.open(backup) as archive:
         archive.extractall(folder / "new", filter="data")
-    for name, text in {**files, "authority/same.key": "secret", "inventory/link.yml": "all:"}.items():
+    linked = {
+        "authority/same.key": "secret",
+        "inventory/link.yml": "all:",
+        "inventory/group_vars/all.yml": "fleet_name: plant",
+    }
+    for name, text in {**files, **linked}.items():
         assert (folder / "new" / name).read_text() == text
     subprocess.run(["sha256sum", "--check", "--strict", "--quiet", "contents.sha256"], cwd=folder / "new", check=True)
 
