@@ -5,7 +5,7 @@ import re
 
 import pytest
 import testinfra
-from lab import EDGES, SENSORS, wait_for
+from lab import SENSORS, wait_for
 from test_1_site import changed
 
 ONE_DAY = """
