@@ -34,7 +34,8 @@ STALLS = {
     "set aside": ("set aside", "Raise the broker's message_size_limit."),
     "store": ("commits", "Check the store, its disk and the way to it; clients keep their readings meanwhile."),
     "insert": ("", "Check the store: its load, its disk, its locks."),
-    "deliveries": ("", "Look at the broker's log and its ACL: may this server read /telemetry/client/+/ there?"),
+    "data": ("", "Look at the broker's log and its ACL: may this server read /telemetry/client/+/ there, and clients write?"),
+    "link": ("", "The process is too slow for what the broker sends: look at its load, and at who sends that."),
     "clock": ("", "Set the clock; until then nothing is taken."),
 }  # fmt: skip
 """By the beginning of a cause: the check that says the same where it is wrong, and what to do."""

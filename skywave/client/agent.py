@@ -154,11 +154,12 @@ class Agent:
         yield Cause("outbox", AWAY_S, f"the outbox does not work: {wrong}" if wrong else "")
         aside = len(uplink.set_aside)
         yield Cause(
-            "set aside", 0.0, f"the broker refuses {aside} batches; they wait for the next start" if aside else ""
+            "set aside", 0.0, f"the broker refuses {aside} batches; they are tried again by and by" if aside else ""
         )
         for name, progress_at in (("intake", intake.progress_at), ("uplink", uplink.progress_at)):
             hangs = time.monotonic() - progress_at > AWAY_S
             yield Cause(name, 0.0, f"the {name} hangs: the outbox's database or disk does not answer" if hangs else "")
+        yield Cause("link", 0.0, uplink.link.hang)
 
     def _health(self) -> str:
         self._stalls.look(self._causes())
@@ -191,7 +192,7 @@ class Agent:
             "uptime_s": round(time.monotonic() - self._started, 1),
             "connected": uplink.link.connected,
             "accepting": uplink.accepting,
-            "broker_error": uplink.link.last_error,
+            "broker_error": uplink.link.error,
             "readings": intake.readings,
             "readings_per_s": round(self._in_rate.update(intake.readings), 1),
             "commits": intake.commits,

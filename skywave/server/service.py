@@ -18,8 +18,8 @@ from .store import of_shard, open_shards, place, shard_names
 from .subscriber import Inbox, Subscriber
 
 STUCK_AFTER_S = 120.0
-UNHEARD_S = 20.0
-"""How long nothing may arrive while clients say that readings wait."""
+UNHEARD_S = 30.0
+"""How long clients may say that their readings wait, while the broker brings none of any client."""
 _SHOWN = [item.name for item in fields(ClientStatus) if item.name not in ("streams", "dropped")]
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # malloc.h
 
@@ -103,12 +103,16 @@ class ServerProcess:
     def _causes(self) -> Iterator[Cause]:
         for number, link in enumerate(self.subscriber.links):
             yield Cause(f"broker {link.address}" if number else "broker", AWAY_S, link.trouble)
-        waiting = self._waiting()
-        unheard = waiting and self.subscriber.accepting and time.monotonic() - self.subscriber.heard_at > UNHEARD_S
-        why = (
-            f"readings of {waiting} clients wait, as they say, and nothing arrives: may this server read at the broker?"
-        )
-        yield Cause("deliveries", AWAY_S, why if unheard else "")
+            yield Cause(f"link {link.address}" if number else "link", 0.0, link.hang)
+        late = [
+            client_id
+            for shard in self.shards
+            for client_id, status in shard.clients.copy().items()
+            if status.online and status.oldest_unacked_s > UNHEARD_S
+        ]
+        unheard = self.subscriber.accepting and time.monotonic() - self.subscriber.data_at > UNHEARD_S
+        why = f"readings of {len(late)} clients wait, and the broker brings none: may they publish, this server subscribe?"
+        yield Cause("data", 0.0, why if late and unheard and self.subscriber.connected else "")
         unset = not all(shard.clock_is_set for shard in self.shards)
         yield Cause("clock", 0.0, "the clock was never set; nothing is taken until it is" if unset else "")
         for number, shard in enumerate(self.shards):
@@ -116,11 +120,6 @@ class ServerProcess:
             yield Cause(store, AWAY_S, f"the {store} does not work: {shard.store_error}" if shard.store_error else "")
             hangs = time.monotonic() - shard.progress_at > AWAY_S
             yield Cause(insert, 0.0, f"an {insert} or a look-up does not return" if hangs else "")
-
-    def _waiting(self) -> int:
-        """How many clients are online and keep readings that are older than it takes to deliver them."""
-        statuses = [status for shard in self.shards for status in shard.clients.copy().values()]
-        return sum(s.online and s.backlog_readings > 0 and s.oldest_unacked_s > UNHEARD_S for s in statuses)
 
     def _health(self) -> str:
         self._stalls.look(self._causes())
@@ -166,7 +165,7 @@ class ServerProcess:
             "uptime_s": round(time.monotonic() - self._started, 1),
             "connected": subscriber.connected,
             "accepting": subscriber.accepting and subscriber.connected,
-            "broker_error": "; ".join(filter(None, (link.last_error for link in subscriber.links))),
+            "broker_error": "; ".join(filter(None, (link.error for link in subscriber.links))),
             "store": self._settings.store.kind,
             "stalls": self._stalls.current,
             "store_ok": not any(errors),

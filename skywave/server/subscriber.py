@@ -93,8 +93,7 @@ class Subscriber:
         self._status: ServerStatus | None = None
         self.received = 0
         self.dropped = 0
-        self.heard_at = time.monotonic()
-        """When the last batch or reading came."""
+        self.data_at = time.monotonic()
         self.links = [self._link(broker) for broker in settings.mqtt.brokers()]
         self._heard_from: dict[int, Link] = {}  # by client: where its acknowledgements go
 
@@ -186,13 +185,13 @@ class Subscriber:
         item = Received(message, boottime())
         who = topics.parse_client(message.topic)
         client_id, kind = who or (0, "")
+        if not kind:
+            self.data_at = time.monotonic()
         if kind == "status" and not message.payload:
             return  # a client has this broker forget it, because it moves on to another one
         if message.retained and self._heard_from.get(client_id, link) is not link:
             return  # what a broker remembers of a client that has moved on to another one
         self._heard_from[client_id] = link
-        if not kind:
-            self.heard_at = time.monotonic()
         shard = self._shard_of(client_id)
         alone = len(self._inboxes) == 1
         if self._inboxes[shard].put(item, self._pause_after if alone and self.accepting else 0.0):

@@ -116,7 +116,7 @@ def run(*words: str) -> tuple[int, str]:
 @pytest.mark.parametrize("well", [True, False])
 def test_status_doctor_and_gate_agree(said, shown, tmp_path, monkeypatch, well):
     if not well:
-        said["server"]["stalls"] = {"deliveries": {"for_s": 40.0, "why": "nothing arrives"}}
+        said["server"]["stalls"] = {"data": {"for_s": 40.0, "why": "nothing arrives"}}
     client = {"online": True, "version": "9", "backlog_readings": 0, "oldest_unacked_s": 0.0}
     http = shown(said["server"] | {"clients": {"1": client}})
     file = tmp_path / "server.toml"
