@@ -111,7 +111,8 @@ class ServerProcess:
             if status.online and status.oldest_unacked_s > UNHEARD_S
         ]
         unheard = self.subscriber.accepting and time.monotonic() - self.subscriber.data_at > UNHEARD_S
-        why = f"readings of {len(late)} clients wait, and the broker brings none: may they publish, this server subscribe?"
+        whose = "a client" if len(late) == 1 else f"{len(late)} clients"
+        why = f"readings of {whose} wait, and the broker brings none: may they publish, this server subscribe?"
         yield Cause("data", 0.0, why if late and unheard and self.subscriber.connected else "")
         unset = not all(shard.clock_is_set for shard in self.shards)
         yield Cause("clock", 0.0, "the clock was never set; nothing is taken until it is" if unset else "")
