@@ -35,8 +35,9 @@ STALLS = {
     "store": ("commits", "Check the store, its disk and the way to it; clients keep their readings meanwhile."),
     "insert": ("", "Check the store: its load, its disk, its locks."),
     "data": ("", "Look at the broker's log and its ACL: may this server read /telemetry/client/+/ there, and clients write?"),
-    "link": ("", "The process is too slow for what the broker sends: look at its load, and at who sends that."),
-    "clock": ("", "Set the clock; until then nothing is taken."),
+    "link": ("", "Look what the process waits for: its outbox or store, processor time; it reads on by itself."),
+    "figures": ("", "Give it a free http.port, or an address of this host; nothing else is held up."),
+    "clock": ("", "Set the clock: a client's dates readings, a server's their day."),
 }  # fmt: skip
 """By the beginning of a cause: the check that says the same where it is wrong, and what to do."""
 OTHER = ("", "The process's log says more: journalctl -u skywave-client or skywave-server.")
