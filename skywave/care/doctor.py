@@ -47,9 +47,8 @@ def examine(path: str | Path, services: bool = False) -> list[Finding]:
     if isinstance(settings, config.Client):
         findings += _disk(settings.outbox)
     findings += judge(status) if status else []
-    if (
-        isinstance(settings, config.Server) and settings.store.kind != "embedded"
-    ):  # the running server alone can open that
+    # An embedded store can be opened by the running server alone.
+    if isinstance(settings, config.Server) and settings.store.kind != "embedded":
         findings += _store(settings.store, services)
     return findings
 

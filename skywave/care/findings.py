@@ -46,10 +46,10 @@ OTHER = ("", "The process's log says more: journalctl -u skywave-client or skywa
 def judge(snapshot: Mapping[str, Any]) -> list[Finding]:
     """The findings on a snapshot of ``/status``; a release before this one may lack what is new in it."""
     found = list(_client(snapshot) if snapshot["kind"] == "client" else _server(snapshot))
-    wrong = {finding.check for finding in found if not finding.ok}
+    told = {finding.check for finding in wrong(found)}
     for cause, held in snapshot.get("stalls", {}).items():
         check, advice = next((STALLS[name] for name in STALLS if cause.startswith(name)), OTHER)
-        if check not in wrong:
+        if check not in told:
             found.append(Finding(f"stall: {cause}", False, f"{held['why']} ({held['for_s']:.0f} s)", advice))
     return found
 
