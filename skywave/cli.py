@@ -14,15 +14,18 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from . import __version__, config
-from .errors import EXIT_SOFTWARE, EXIT_USAGE, ConfigError, SkywaveError
+from .errors import EXIT_SOFTWARE, EXIT_TRY_LATER, EXIT_USAGE, ConfigError, SkywaveError
 from .masking import mask
-from .service import Worker, run_until_signal, setup_logging
+from .service import Signals, Worker, run_until_signal, setup_logging
 from .visible import say, say_document, say_json, visible
 
 if TYPE_CHECKING:
     from .accepted import Entry
     from .accepting import What
     from .server.store import Store
+
+
+SERVICES = ("client", "server", "emulator")
 
 
 class ErrorGroup(click.Group):
@@ -33,7 +36,7 @@ class ErrorGroup(click.Group):
         try:
             return super().invoke(ctx)
         except SkywaveError as error:
-            say(f"Error: {error}", err=True)
+            say(f"Error: {config.masked(str(error))}", err=True)
             if error.hint:
                 say(*(f"  {line}" for line in error.hint.split("\n")), err=True)
             ctx.exit(error.exit_code)
@@ -49,7 +52,8 @@ class ErrorGroup(click.Group):
         except Exception as error:
             if isinstance(error, OSError) and error.filename is not None:
                 say(f"Error: {error.filename}: {error.strerror}", err=True)
-                ctx.exit(EXIT_USAGE)
+                # A disk may come back: a service is started again after any code but that of usage.
+                ctx.exit(EXIT_TRY_LATER if ctx.invoked_subcommand in SERVICES else EXIT_USAGE)
             say(*traceback.format_exc().splitlines(), err=True)
             ctx.exit(EXIT_SOFTWARE)  # an uncaught error would say 1, which speaks of the data
 
@@ -164,9 +168,6 @@ def fleet(brokers: tuple[str, ...], as_json: bool, **plan: Any) -> None:
     Each client is a connection of its own that speaks what `skywave client` speaks, with resends and accounts. After
     --seconds or Ctrl-C they produce no more, and it ends when all is acknowledged.
     """
-    import signal
-    import threading
-
     from .emulator.fleet import Fleet, FleetResult, Plan
 
     try:
@@ -176,15 +177,13 @@ def fleet(brokers: tuple[str, ...], as_json: bool, **plan: Any) -> None:
     if not plan["rate"] and not plan["backlog"]:
         raise click.UsageError("without --rate and --backlog there is nothing to send")
     plan["seconds"] = plan["seconds"] if plan["rate"] else 0.0
-    stop = threading.Event()
+    signals = Signals()
 
-    def end(*_: object) -> None:
-        stop.set()
-        for number in (signal.SIGINT, signal.SIGTERM):  # a second one ends it at once
-            signal.signal(number, signal.default_int_handler)
+    def stopped() -> bool:
+        if signals.count > 1:
+            raise KeyboardInterrupt  # a second one ends it at once
+        return bool(signals)
 
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, end)
     load = Fleet(Plan(brokers=where, **plan))
     if not plan["rate"]:
         load.prepare()
@@ -195,8 +194,11 @@ def fleet(brokers: tuple[str, ...], as_json: bool, **plan: Any) -> None:
         waiting = so_far.readings - so_far.acked
         say(f"{so_far.acked:,} acknowledged, {waiting:,} waiting, {so_far.acked_per_s:,} readings/s", err=True)
 
-    result = vars(load.run(stop, (lambda _: None) if as_json else tick))
-    say_json(result) if as_json else "\n".join(f"{name:16} {value}" for name, value in result.items())
+    result = vars(load.run(stopped, (lambda _: None) if as_json else tick))
+    if as_json:
+        say_json(result)
+    else:
+        say(*(f"{name:16} {value}" for name, value in result.items()))
 
 
 @main.command("fleet-check")
@@ -547,9 +549,10 @@ def demo(seconds: float, rate: float, seed: int | None, keep: Path | None, pictu
 
     Exit code 1 if one is lost or doubled.
     """
+    signals = Signals()  # before the imports, which take a while
     from .demo import run_demo
 
-    sys.exit(0 if run_demo(seconds, rate, seed, keep, as_json, picture) else 1)
+    sys.exit(0 if run_demo(seconds, rate, seed, keep, as_json, picture, signals) else 1)
 
 
 @main.group()

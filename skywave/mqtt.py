@@ -32,7 +32,7 @@ from paho.mqtt.reasoncodes import ReasonCode
 from paho.mqtt.subscribeoptions import SubscribeOptions
 
 from . import config
-from .errors import ConfigError
+from .errors import ConfigError, CredentialError
 from .packets import read_properties
 from .stalls import AWAY_S
 
@@ -130,7 +130,7 @@ class Link:
     While ``on_message`` waits, the socket is not read: that is the way to press back on the broker.
     ``refusals`` is what the broker does not grant, with its words: publishing, a subscription, the client id. It is
     replaced, never changed. A refused subscription is asked for again every half minute.
-    Raises ``ConfigError`` when the credentials cannot be read; they are read again for each connection.
+    Credentials are read for each connection; while they cannot be read, that is its ``trouble``.
     """
 
     def __init__(
@@ -147,10 +147,7 @@ class Link:
         self._brokers = brokers
         self._at = 0
         self._leaving = False
-        self._settings = settings = brokers[0]
-        if settings.ca_file:
-            tls_context(settings)
-        config.secret(settings.password_file)
+        self._settings = brokers[0]
         self._client_id = client_id
         self._subscriptions = list(subscriptions)
         self._on_up, self._on_down, self._on_message = on_up, on_down, on_message
@@ -753,7 +750,7 @@ vars(_packet).update(Properties=_PublishProperties, ReasonCode=_ReasonCode)
 
 
 def tls_context(settings: config.Mqtt) -> ssl.SSLContext:
-    """A client's TLS 1.2+ context that verifies the peer against ``ca_file`` alone; raises ``ConfigError``.
+    """A client's TLS 1.2+ context that verifies the peer against ``ca_file`` alone; raises ``CredentialError``.
 
     ``ca_file`` may hold the revocation list of each of its authorities too; a peer that one names is refused then.
     """
@@ -768,7 +765,7 @@ def tls_context(settings: config.Mqtt) -> ssl.SSLContext:
         if files[1]:
             context.load_cert_chain(files[1], files[2] or None)
     except OSError as error:  # ssl.SSLError is one
-        raise ConfigError(
+        raise CredentialError(
             f"mqtt: certificates {', '.join(filter(None, files))}: {error}",
             "ca_file, cert_file and key_file must be PEM files that belong together and can be read by the service.",
         ) from error

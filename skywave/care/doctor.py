@@ -132,9 +132,9 @@ def _broker(settings: config.Client | config.Server, broker: config.Mqtt, status
 
 def _disk(outbox: config.Outbox) -> Iterator[Finding]:
     path = Path(outbox.disk_path or (Path(outbox.path).absolute().parent if outbox.kind == "sqlite" else "/"))
-    if missing := unmounted(path):
-        yield Finding("mount", False, f"{missing} is not mounted, and the outbox belongs there: {path}",
-                      "Mount it; what was written below it meanwhile is on the disk under it.")  # fmt: skip
+    missing = unmounted(path)
+    if why := outbox.missing_mount() or (missing and f"{missing} is not mounted, and the outbox belongs there: {path}"):
+        yield Finding("mount", False, why, "Mount it; what was written below it meanwhile is on the disk under it.")
     try:
         free = shutil.disk_usage(path).free
     except OSError as error:

@@ -20,16 +20,17 @@ What holds:
 from __future__ import annotations
 
 import bisect
+import functools
 import logging
 import os
 import time
 import zlib
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import date
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Concatenate, NamedTuple, ParamSpec, TypeVar
 
 from .. import config
 from ..batch import MAX_READINGS, Batch
@@ -38,6 +39,8 @@ from ..messages import Dropped, Produced, Range
 
 log = logging.getLogger(__name__)
 
+P = ParamSpec("P")
+T = TypeVar("T")
 SCHEMA_VERSION = "2"
 Statement = tuple[str, Sequence[Any]]
 
@@ -173,11 +176,26 @@ def as_date(text: str | None) -> date | None:
         return None
 
 
+def asks(method: Callable[Concatenate[Any, P], T]) -> Callable[Concatenate[Any, P], T]:
+    """For a method that waits for the database: notes since when, for who wants to know whether it hangs."""
+
+    def noted(self: Any, /, *args: P.args, **kwargs: P.kwargs) -> T:
+        self.asked_at = time.monotonic()
+        try:
+            return method(self, *args, **kwargs)
+        finally:
+            self.asked_at = 0.0
+
+    return functools.wraps(method)(noted)
+
+
 class Outbox(ABC):
     """One connection to the outbox. Every method raises ``OutboxUnavailable`` when the database did not do it."""
 
     def __init__(self, settings: config.Outbox) -> None:
         self._settings = settings
+        self.asked_at = 0.0
+        """Since when the database has not answered (monotonic), 0 while it is not asked. Another thread may read it."""
         self._disk_path = Path(settings.disk_path or self.default_disk_path())
         self._looked_at = float("-inf")
         self._most_bytes = 0
@@ -288,8 +306,8 @@ class Outbox(ABC):
 
     _in_doubt = False
 
-    def is_full(self, more: int) -> bool:
-        """True if ``more`` bytes would pass the bound, or the disk has too little left.
+    def full_because(self, more: int) -> str:
+        """Why ``more`` bytes cannot be taken: they would pass the bound, or the disk has too little left. "" if they can.
 
         An empty outbox takes any batch, so that one larger than the bound cannot block for ever.
         """
@@ -297,8 +315,35 @@ class Outbox(ABC):
         if now - self._looked_at > 1.0 or self._most_bytes + more > self._settings.max_bytes:
             # Between two looks only this connection adds, so the last figure and what was appended since is an upper bound.
             self._looked_at, self._most_bytes, self._free = now, self.backlog().bytes, self._free_disk()
-        over = self._most_bytes > 0 and self._most_bytes + more > self._settings.max_bytes
-        return over or self._free < self._settings.min_free_disk
+        most, least = self._settings.max_bytes, self._settings.min_free_disk
+        if self._most_bytes > 0 and self._most_bytes + more > most:
+            return f"it holds {_mib(self._most_bytes)} of outbox.max_bytes {_mib(most)}"
+        if self._free < least:
+            return f"{self._disk_path} has {_mib(self._free)} free of outbox.min_free_disk {_mib(least)}"
+        return ""
+
+    def replace(self, batches: Sequence[Batch]) -> None:
+        """Stores other bytes and times of batches that were never published. Doing so again is harmless."""
+        if not batches:
+            return
+        ids = [batch.id for batch in batches]
+        held = dict(self.query(f"SELECT id, length(payload) FROM batch WHERE id IN ({', '.join('?' * len(ids))})", ids))
+        changed = [batch for batch in batches if batch.id in held]
+        self.transaction(
+            [
+                *(
+                    (
+                        "UPDATE batch SET made_at = ?, payload = ?, crc = ? WHERE id = ?",
+                        (b.made_at, b.payload, checksum(b.stream, b.first_seq, b.count, b.payload), b.id),
+                    )
+                    for b in changed
+                ),
+                *(
+                    ("UPDATE stream SET bytes = bytes + ? WHERE stream = ?", (len(b.payload) - held[b.id], b.stream))
+                    for b in changed
+                ),
+            ]
+        )
 
     def drop_oldest(self, more: int) -> None:
         """Makes room for ``more`` bytes by deleting the oldest batches and declaring their readings lost."""
@@ -510,6 +555,10 @@ class Outbox(ABC):
         self.transaction(
             [("DELETE FROM dropped WHERE stream = ? AND first_seq = ? AND last_seq = ?", tuple(row)) for row in ranges]
         )
+
+
+def _mib(size: int) -> str:
+    return f"{size / (1 << 20):.1f} MiB"
 
 
 def open_outbox(settings: config.Outbox) -> Outbox:

@@ -153,6 +153,10 @@ class Uplink:
         else:
             self._skipped_to = batch.id
 
+    def leave(self, last_id: int) -> None:
+        """The outbox has batches up to ``last_id`` that were not offered: the backlog lane finds them."""
+        self._skipped_to = last_id
+
     def _heard(self, message: Message) -> None:
         while not self._room.acquire(timeout=TICK_S):
             if self._stopping.is_set():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import logging
 import time
 from collections.abc import Iterator
 from dataclasses import fields
@@ -11,11 +12,13 @@ from dataclasses import fields
 from .. import __version__, config
 from ..audit import audit_shards
 from ..messages import ClientStatus
-from ..service import Figure, Rate, Snapshot, Worker, rss_bytes, run_until_signal, serve_figures
+from ..service import Figure, FiguresServer, Rate, Snapshot, Worker, rss_bytes, run_until_signal
 from ..stalls import AWAY_S, Cause, Stalls
 from .ingest import Ingest
 from .store import of_shard, open_shards, place, shard_names
 from .subscriber import Inbox, Subscriber
+
+log = logging.getLogger(__name__)
 
 STUCK_AFTER_S = 120.0
 UNHEARD_S = 30.0
@@ -78,7 +81,7 @@ class ServerProcess:
         # Nobody else can open an embedded store while this process has it, so this process takes the account.
         more = {"/audit": self._audit} if self._settings.store.kind == "embedded" else {}
         labels = {"server": self._settings.server_name}
-        http = serve_figures(self._settings.http, FIGURES, self.snapshot, labels, more)
+        self._figures = FiguresServer(self._settings.http, FIGURES, self.snapshot, labels, more)
         for worker in self._workers:
             worker.start()
         try:
@@ -89,10 +92,10 @@ class ServerProcess:
             for worker in self._workers:
                 worker.join(30)
             self.subscriber.stop()
-            if http:
-                http.shutdown()
+            self._figures.stop()
             for store in self._stores:
                 store.close()
+            log.info("stopped: %d readings committed", sum(shard.readings for shard in self.shards))
 
     def _audit(self) -> Snapshot:
         return audit_shards(open_shards(self._settings.store)).as_json()
@@ -114,6 +117,7 @@ class ServerProcess:
         whose = "a client" if len(late) == 1 else f"{len(late)} clients"
         why = f"readings of {whose} wait, and the broker brings none: may they publish, this server subscribe?"
         yield Cause("data", 0.0, why if late and unheard and self.subscriber.connected else "")
+        yield Cause("figures", 0.0, self._figures.trouble)
         unset = not all(shard.clock_is_set for shard in self.shards)
         yield Cause("clock", 0.0, "the clock was never set; nothing is taken until it is" if unset else "")
         for number, shard in enumerate(self.shards):
@@ -128,7 +132,7 @@ class ServerProcess:
             if worker.died_of is not None:
                 return f"dead: {worker.name}: {worker.died_of}"
             still = time.monotonic() - shard.progress_at
-            if still > STUCK_AFTER_S:
+            if still > STUCK_AFTER_S and not shard.asks_store:  # a restart would only ask it again
                 return f"{worker.name} has not moved for {still:.0f} s"
         return ""
 

@@ -87,7 +87,7 @@ class Subscriber:
         self._inboxes = inboxes
         self._shard_of = shard_of
         self._accepting = [True] * len(inboxes)
-        self._started = False
+        self._started = self._stopping = False
         self._pause_after = settings.ingest.pause_after
         self._lock = threading.RLock()
         self._status: ServerStatus | None = None
@@ -130,11 +130,13 @@ class Subscriber:
             if self._started:
                 return
             self._started = True
+        log.info("accepts batches as soon as a broker is connected")
         for link in self.links:
             link.start()
 
     def stop(self) -> None:
         """Says that this server is gone and disconnects."""
+        self._stopping = True
         for shard in range(len(self._inboxes)):
             self.set_accepting(False, shard)
         for link in self.links:
@@ -153,7 +155,8 @@ class Subscriber:
                 return
             before = self.accepting
             self._accepting[shard] = accepting
-            log.info("%s batches%s", "accepts" if accepting else "does not accept", self._of_shard[shard])
+            if not self._stopping:
+                log.info("%s batches%s", "accepts" if accepting else "does not accept", self._of_shard[shard])
             if before == self.accepting:
                 return
             for link in self.links:

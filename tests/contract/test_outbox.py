@@ -7,6 +7,8 @@ import random
 import signal
 import socket
 import threading
+import time
+from dataclasses import replace
 from datetime import date, timedelta
 from pathlib import Path
 
@@ -129,22 +131,57 @@ def test_a_forgotten_stream_leaves_the_tally_right(outbox):
 
 def test_the_bound_holds_and_drop_oldest_declares_what_it_drops(outbox):
     batches = fill(outbox, 5, 64, size=1000)
-    assert not outbox.is_full(1000)
-    assert outbox.is_full(2000)
+    assert not outbox.full_because(1000)
+    assert outbox.full_because(2000)
     outbox.drop_oldest(1500)
-    assert not outbox.is_full(2000)
+    assert not outbox.full_because(2000)
     assert outbox.dropped() == [Dropped(5, 1, 10, "outbox full"), Dropped(5, 11, 20, "outbox full")]
     assert outbox.read(0, 10**9, 1) == batches[2:3]
     outbox.forget_dropped([Range(5, 1, 10)])
     assert outbox.dropped() == [Dropped(5, 11, 20, "outbox full")]
 
 
-def test_a_disk_with_too_little_room_makes_the_outbox_full(settings):
-    from dataclasses import replace
+def test_a_full_outbox_says_by_what(outbox, settings):
+    fill(outbox, 5, 64, size=1000)
+    assert "outbox.max_bytes" in outbox.full_because(2000)
+    box = open_outbox(replace(settings, min_free_disk=1 << 60, disk_path="/"))
+    try:
+        assert "/ has" in box.full_because(0) and "outbox.min_free_disk" in box.full_because(0)
+    finally:
+        box.close()
 
+
+def test_batches_that_were_never_published_can_get_other_times(outbox):
+    batches = fill(outbox, 5, 4)
+    outbox.delete([batches[3].id])
+    changed = [
+        replace(item, made_at=item.made_at + 10**15, payload=item.payload[:900] + b"x" * 150) for item in batches
+    ]
+    for _ in range(2):  # the outcome of a first time may be unknown
+        outbox.replace(changed[1:])
+    assert outbox.read(0, 10**9, 10) == [batches[0], *changed[1:3]]
+    assert outbox.backlog() == Backlog(3, 30, 1000 + 2 * 1050)
+    outbox.replace([])
+    outbox.delete([item.id for item in batches])
+    assert outbox.backlog() == Backlog(0, 0, 0)
+
+
+def test_it_is_known_since_when_the_database_does_not_answer(outbox):
+    seen = []
+    outbox.backlog()
+    assert not outbox.asked_at
+    with pytest.raises(OutboxUnavailable), pytest.MonkeyPatch.context() as patched:
+        patched.setattr(
+            outbox, "_connect", lambda: seen.append(outbox.asked_at) or (_ for _ in ()).throw(OutboxUnavailable("x"))
+        )
+        outbox.query("SELECT 1")
+    assert 0 < seen[0] <= time.monotonic() and not outbox.asked_at
+
+
+def test_a_disk_with_too_little_room_makes_the_outbox_full(settings):
     box = open_outbox(replace(settings, min_free_disk=1 << 60, disk_path="/"))
     box.create(7)
-    assert box.is_full(0)
+    assert box.full_because(0)
     box.close()
 
 
