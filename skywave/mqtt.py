@@ -749,12 +749,18 @@ vars(_packet).update(Properties=_PublishProperties, ReasonCode=_ReasonCode)
 
 
 def tls_context(settings: config.Mqtt) -> ssl.SSLContext:
-    """A client's TLS 1.2+ context that verifies the peer against ``ca_file`` alone; raises ``CredentialError``."""
+    """A client's TLS 1.2+ context that verifies the peer against ``ca_file`` alone; raises ``CredentialError``.
+
+    ``ca_file`` may hold the revocation list of each of its authorities too; a peer that one names is refused then.
+    """
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     context.minimum_version = ssl.TLSVersion.TLSv1_2
     files = [config.credential(file) for file in (settings.ca_file, settings.cert_file, settings.key_file)]
     try:
         context.load_verify_locations(files[0])
+        trusted = context.cert_store_stats()
+        if 0 < trusted["x509_ca"] <= trusted["crl"]:  # else peers of an authority without a list would all be refused
+            context.verify_flags |= ssl.VERIFY_CRL_CHECK_LEAF
         if files[1]:
             context.load_cert_chain(files[1], files[2] or None)
     except OSError as error:  # ssl.SSLError is one
@@ -774,3 +780,40 @@ def _tune_socket(sock: Any) -> None:
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPCNT, 3)
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, 30_000)
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+
+
+def try_session(settings: config.Mqtt, client_id: str, wanted: Sequence[str], seconds: float) -> str:
+    """Connects as ``client_id``, subscribes and leaves; "" or what the broker refuses and why. Ends the session that has this
+    name, if there is one. Raises ``OSError`` and ``ConfigError``."""
+    said: list[str] = []
+    done = threading.Event()
+
+    def connected(client: paho.Client, _data: Any, _flags: Any, reason: Any, _properties: Any) -> None:
+        if reason.is_failure:
+            tell(f"refuses the connection: {reason}")
+        else:
+            client.subscribe([(topic, SubscribeOptions(qos=1)) for topic in wanted])
+
+    def subscribed(_client: paho.Client, _data: Any, _mid: int, reasons: Any, _properties: Any) -> None:
+        refused = [f"{topic}: {reason}" for topic, reason in zip(wanted, reasons, strict=False) if reason.is_failure]
+        tell(*(f"refuses the subscription of {each}" for each in refused))
+
+    def tell(*words: str) -> None:
+        if not done.is_set():
+            said.extend(words)
+            done.set()
+
+    client = paho.Client(CallbackAPIVersion.VERSION2, client_id, protocol=paho.MQTTv5, reconnect_on_failure=False)
+    client.on_connect, client.on_subscribe = connected, subscribed
+    client.on_disconnect = lambda _client, _data, _flags, reason, _properties: tell(f"ends the connection: {reason}")
+    if settings.username:
+        client.username_pw_set(settings.username, config.secret(settings.password_file) or None)
+    if settings.ca_file:
+        client.tls_set_context(tls_context(settings))
+    client.connect(settings.host, settings.port, clean_start=True)
+    client.loop_start()
+    if not done.wait(seconds):
+        tell("does not answer")
+    client.disconnect()
+    client.loop_stop()
+    return "; ".join(said)
