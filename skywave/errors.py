@@ -30,6 +30,13 @@ class ConfigError(SkywaveError):
     exit_code = EXIT_USAGE
 
 
+class CredentialError(ConfigError):
+    """A password, key or certificate cannot be read now: its disk may be away, its file may be about to be replaced. What
+    does not need it goes on, and a service is started again."""
+
+    exit_code = EXIT_TRY_LATER
+
+
 class PoisonError(SkywaveError):
     """Bytes from the network that can never be stored as readings. ``str(error)`` is the reason that is kept."""
 
@@ -48,6 +55,13 @@ class OutboxUnavailable(SkywaveError):
     exit_code = EXIT_TRY_LATER
 
 
+class OutboxRefused(OutboxUnavailable):
+    """The outbox's database answered no, and will until somebody changes its rights or our configuration; see
+    ``StoreRefused``."""
+
+    exit_code = EXIT_DATA
+
+
 class StoreError(SkywaveError):
     """The store cannot be used, and retrying will not help (newer schema, wrong table)."""
 
@@ -58,6 +72,15 @@ class StoreUnavailable(SkywaveError):
     """The store did not do it now. The outcome of an insert may be unknown: look it up before inserting again."""
 
     exit_code = EXIT_TRY_LATER
+
+
+class StoreRefused(StoreUnavailable):
+    """The store answered no, and will until somebody changes its rights, its tables or our configuration.
+
+    A process that runs tries again all the same, because somebody may do so at the other end; a command does not.
+    """
+
+    exit_code = EXIT_DATA
 
 
 class StoreBusy(StoreUnavailable):
