@@ -157,7 +157,9 @@ def test_an_old_copy_of_the_authority_takes_no_revocation_back(converged, tmp_pa
 
 
 def test_a_wiped_edge_holds_nothing_of_the_fleet(converged):
-    converged.run("edge1", "systemctl stop skywave.target skywave-client")
+    converged.run(
+        "edge1", "systemctl disable --now skywave.target skywave-client skywave-confirm.timer skywave-renew.timer"
+    )
     tasks = [{"include_tasks": str(ANSIBLE / "playbooks/tasks/wipe.yml")}]
     converged.play({"hosts": converged.host("edge1"), "tasks": tasks}, name="an edge is wiped")
     databases = converged.run("edge1", "su postgres -c 'psql -At -c \"select datname from pg_database\"'").split()
