@@ -49,7 +49,8 @@ WRITE_TOGETHER_BYTES = 1 << 16
 
 @dataclass(frozen=True, slots=True)
 class Message:
-    """A received message. ``properties`` are its user properties (the last of equal names wins)."""
+    """A received message. ``properties`` are its user properties (the last of equal names wins); ``packet_id`` is what
+    ``Link.acknowledge`` takes, 0 with QoS 0."""
 
     topic: str
     payload: bytes
@@ -57,6 +58,7 @@ class Message:
     properties: dict[str, str] | None = None
     dup: bool = False
     retained: bool = False
+    packet_id: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,6 +84,10 @@ class Link:
     ``on_up`` runs after each successful connect and subscribe, ``on_down`` after each connection that was up,
     ``on_message`` for each message: all in the link's thread, so they must hand over and return.
     While ``on_message`` waits, the socket is not read: that is the way to press back on the broker.
+
+    With ``session_expiry`` the broker keeps subscriptions, and what came for them with QoS 1, for so many seconds while this
+    side is away. It is then told by ``acknowledge`` what need not be sent again on the next connection.
+
     Raises ``ConfigError`` when the credentials cannot be read; they are read again for each connection.
     """
 
@@ -94,7 +100,10 @@ class Link:
         on_down: Callable[[Disconnected], None],
         on_message: Callable[[Message], None],
         will: Will | None = None,
+        session_expiry: int = 0,
     ) -> None:
+        self.session_expiry = session_expiry
+        self.session_present = False
         self._brokers = brokers
         self._at = 0
         self._leaving = False
@@ -122,8 +131,9 @@ class Link:
         """Starts connecting in the background."""
         self._thread.start()
 
-    def stop(self) -> None:
-        """Disconnects cleanly (the last will stays unsaid) and waits for the thread.
+    def stop(self, session_expiry: int | None = None) -> None:
+        """Disconnects cleanly (the last will stays unsaid) and waits for the thread; the broker keeps the session for
+        ``session_expiry`` seconds, if there is one.
 
         What was published just before is heard first: a socket that is closed with unread bytes is reset, and takes what
         the broker has not read yet with it.
@@ -135,7 +145,7 @@ class Link:
             if self.connected and last:
                 with contextlib.suppress(RuntimeError, ValueError):  # it never left this host
                     last.wait_for_publish(LAST_WORDS_S)
-            client.disconnect()
+            client.disconnect(properties=disconnect_properties(session_expiry) if session_expiry else None)
         if self._thread.is_alive():
             self._thread.join(5)
 
@@ -150,6 +160,20 @@ class Link:
         if self.connected or self._thread.ident is None:
             return ""
         return f"no broker: {self.last_error or f'{self.address}: not connected'}"
+
+    def acknowledge(self, packet_id: int) -> None:
+        """Tells the broker that a message of a kept session need not be sent again. Any thread may call it; it is for
+        nothing when the connection that brought the message has ended."""
+        if packet_id and self.connected and (client := self._client):
+            client.ack(packet_id, 1)
+
+    def reconnect(self, session_expiry: int) -> None:
+        """Connects anew: the broker sends again what was not acknowledged, and keeps the session for so many seconds from
+        then on."""
+        self.session_expiry = session_expiry
+        if client := self._client:
+            self._leaving = True
+            client.disconnect()
 
     def leave(self, why: str, forget: str) -> None:
         """Goes on to the next broker, if there is another one; this one forgets what it retained of the topic ``forget``."""
@@ -195,9 +219,9 @@ class Link:
             self._last_answered = max(self._last_answered, latest)
             return self._last_answered
 
-    def subscribe(self, topics: Iterable[str]) -> None:
+    def subscribe(self, topics: Iterable[str], qos: int = 1) -> None:
         """Subscribes more topics on the present connection."""
-        wanted = [(topic, SubscribeOptions(qos=1)) for topic in topics]
+        wanted = [(topic, SubscribeOptions(qos=qos)) for topic in topics]
         if wanted and (client := self._client):
             client.subscribe(wanted)
 
@@ -216,7 +240,7 @@ class Link:
                     self._unanswered.clear()
                 client.connect(
                     self._settings.host, self._settings.port, self._settings.keepalive,
-                    clean_start=True, properties=connect_properties(),
+                    clean_start=not self.session_expiry, properties=connect_properties(self.session_expiry),
                 )  # fmt: skip
                 self._serve(client)
             except (OSError, ValueError, ConfigError) as error:
@@ -266,6 +290,7 @@ class Link:
 
     def _new_client(self) -> paho.Client:
         client = _Client(CallbackAPIVersion.VERSION2, self._client_id, protocol=paho.MQTTv5, reconnect_on_failure=False)
+        client.manual_ack_set(bool(self.session_expiry))
         client.max_inflight_messages_set(65535)  # our own window bounds it; paho would queue the rest out of sight
         if self._settings.username:
             client.username_pw_set(self._settings.username, config.secret(self._settings.password_file) or None)
@@ -283,13 +308,14 @@ class Link:
         client.on_socket_open = _tune_socket
         return client
 
-    def _connected(self, client: paho.Client, _data: Any, _flags: Any, reason: Any, _properties: Any) -> None:
+    def _connected(self, client: paho.Client, _data: Any, flags: Any, reason: Any, _properties: Any) -> None:
         if reason.is_failure:
             self._note(f"refused the connection: {reason}")
             client.disconnect()
             return
         log.info("broker: connected to %s", self.address)
         self.last_error = ""
+        self.session_present = bool(flags.session_present)
         self.connected = True
         self.connected_at = time.monotonic()
         self.subscribe(self._subscriptions)
@@ -305,7 +331,7 @@ class Link:
 
     def _went_down(self, why: Disconnected) -> None:
         self.connected = False
-        if not self._stopping.is_set():
+        if not self._stopping.is_set() and not why.wanted:
             self._note(f"connection lost: {why.reason}")
         self._on_down(why)
 
@@ -319,7 +345,8 @@ class Link:
         except UnicodeDecodeError:
             topic = ""
         try:
-            self._on_message(Message(topic, bytes(message.payload), content_type, user, message.dup, message.retain))
+            self._on_message(Message(topic, bytes(message.payload), content_type, user, message.dup, message.retain,
+                                     message.mid if message.qos else 0))  # fmt: skip
         except Exception:  # a raise here would end paho's thread, and with it the service
             log.exception("message on %r was not handled", topic)
 
@@ -388,10 +415,19 @@ class _Client(paho.Client):
         return _BufferedSocket(cast("socket.socket", super()._create_socket()))
 
 
-def connect_properties() -> Properties:
+def connect_properties(session_expiry: int = 0) -> Properties:
     """With which every client of ours connects."""
     properties = Properties(PacketTypes.CONNECT)
     properties.ReceiveMaximum = RECEIVE_MAXIMUM
+    if session_expiry:
+        properties.SessionExpiryInterval = session_expiry
+    return properties
+
+
+def disconnect_properties(session_expiry: int) -> Properties:
+    """With which a client goes whose session is to be kept for so many seconds."""
+    properties = Properties(PacketTypes.DISCONNECT)
+    properties.SessionExpiryInterval = session_expiry
     return properties
 
 

@@ -27,6 +27,8 @@ from ..messages import Dropped, Produced
 from . import schema
 
 LOOK_UP_AT_ONCE = 1000
+REJECTED_OVERHEAD = 1024
+"""Bytes that a rejected message counts beside its text."""
 LOOK_UP_LETTERS = 30_000
 """Of keys in one statement: ClickHouse takes 256 KiB (max_query_size), and a letter may be four bytes."""
 T = TypeVar("T")
@@ -85,6 +87,12 @@ class Rejected:
     payload: bytes
     received_at: int
     day: date
+
+    @property
+    def size(self) -> int:
+        """Bytes that it counts towards its client's quota, see ``Store.rejected_bytes``."""
+        texts = (self.topic, self.reason, self.properties)
+        return len(self.payload) + sum(len(text.encode(errors="surrogateescape")) for text in texts) + REJECTED_OVERHEAD
 
 
 class Store(ABC):
@@ -290,12 +298,28 @@ class Store(ABC):
             found |= {name for name in wanted if name[:2] == (client_id, stream) and first <= name[2] <= last}
         return found
 
+    def known_readings(self, client_id: int, readings: Sequence[tuple[str, int, float]]) -> set[tuple[str, int, float]]:
+        """Which of a client's readings are stored under whatever name and day: key, time (µs) and value."""
+        found: set[tuple[str, int, float]] = set()
+        letters = max((len(key) for key, _, _ in readings), default=1)
+        step = min(LOOK_UP_AT_ONCE, LOOK_UP_LETTERS // letters)
+        for start in range(0, len(readings), step):
+            part = readings[start : start + step]
+            keys = ", ".join({quote(key) for key, _, _ in part})
+            rows = self.query(
+                f"SELECT DISTINCT data_key, created_at, data_value FROM {self.database}.telemetry"
+                f" WHERE client_id = {client_id} AND data_key IN ({keys})"
+                f" AND created_at IN ({', '.join(str(at) for _, at, _ in part)})"
+            )
+            found |= {(text(key), int(at), float(value)) for key, at, value in rows}
+        return found
+
     def rejected_bytes(self, client_id: int, day: date) -> int:
-        """Bytes of poison kept for a client on a day."""
+        """Bytes of poison kept for a client on a day: the sum of their ``Rejected.size``."""
+        size = f"length(payload) + length(topic) + length(reason) + length(properties) + {REJECTED_OVERHEAD}"
         return int(
             self.query(
-                f"SELECT sum(length(payload)) FROM {self.database}.rejected"
-                f" WHERE client_id = {client_id} AND day = '{day}'"
+                f"SELECT sum({size}) FROM {self.database}.rejected WHERE client_id = {client_id} AND day = '{day}'"
             )[0][0]
         )
 

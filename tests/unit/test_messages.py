@@ -82,12 +82,14 @@ def test_ranges_merge_when_they_touch():
 
 
 @pytest.mark.parametrize("topic", ["/telemetry/client/0/", "/telemetry/client/01/", "/telemetry/client/4294967296/",
-                                   "/telemetry/client/1", "/telemetry/client/x/", "telemetry/client/1/", ""])  # fmt: skip
+                                   "/telemetry/client/1/x", "/telemetry/client/x/", "telemetry/client/1/status", ""])  # fmt: skip
 def test_topics_that_are_no_clients(topic):
     assert topics.parse_client(topic) is None
 
 
 def test_topics_of_clients_and_servers():
     assert topics.parse_client(topics.data(7)) == (7, "")
+    for written in ("/telemetry/client/7", "telemetry/client/7/", "telemetry/client/7"):
+        assert topics.parse_client(written) == (7, "")
     assert topics.parse_client(topics.ack(2**32 - 1)) == (2**32 - 1, "ack")
     assert topics.parse_server(topics.server_status("a")) == "a"
