@@ -47,8 +47,8 @@ def parse(payload: bytes) -> tuple[list[ForeignReading], list[BadReading]]:
     if payload.endswith(b"\0") and b"\0" not in (text := payload.rstrip(b"\0")):
         payload = text  # a string of C
     try:
-        body = json.loads(payload, parse_float=Decimal, parse_constant=str)
-    except (ValueError, RecursionError, ArithmeticError) as error:
+        body = json.loads(payload, parse_float=_decimal, parse_int=_integer, parse_constant=str)
+    except (ValueError, RecursionError) as error:
         raise PoisonError(f"is neither a batch nor JSON: {str(error)[:200]}") from error
     elements = body if isinstance(body, list) else [body]
     if len(elements) > MAX_READINGS:
@@ -66,6 +66,19 @@ def parse(payload: bytes) -> tuple[list[ForeignReading], list[BadReading]]:
             except (ValueError, RecursionError) as unspeakable:
                 raise PoisonError("holds an element that is nested too deeply") from unspeakable
     return good, bad
+
+
+def _decimal(digits: str) -> Decimal | str:
+    """A JSON number; as text, which ``_number`` refuses, if it has too large an exponent."""
+    try:
+        return Decimal(digits)
+    except InvalidOperation:
+        return digits
+
+
+def _integer(digits: str) -> int | Decimal:
+    """A JSON number without a point; Python's ``int`` takes no longer ones, for the time that they cost."""
+    return int(digits) if len(digits) <= 40 else Decimal(digits)
 
 
 def _reading(element: Any) -> ForeignReading:

@@ -290,10 +290,9 @@ class Ingest:
         self._record(group)
         today = max(group.today, utc_today())
         for client_id, reply in group.replies.items():
-            self._subscriber.acknowledge(
-                client_id,
-                Ack(self._name, today, merge(reply.stored), merge(reply.rejected), reply.recorded, reply.dropped),
-            )
+            ack = Ack(self._name, today, merge(reply.stored), merge(reply.rejected), reply.recorded, reply.dropped)
+            if any((ack.stored, ack.rejected, ack.recorded, ack.dropped)):  # a device without ids waits for none
+                self._subscriber.acknowledge(client_id, ack)
         for received in group.received:
             if received.settle:
                 received.settle(received)

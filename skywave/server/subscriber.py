@@ -188,6 +188,11 @@ class Broker:
         """True while batches and JSON go to another server of this broker as well."""
         return any(self.others.values())
 
+    @property
+    def kept_s(self) -> int:
+        """How long the broker is to keep what comes for this server while it is away."""
+        return KEPT_BESIDE_OTHERS_S if self.others else KEPT_S
+
     def ask_again(self) -> None:
         """Has the broker send again what is not answered, not too often."""
         if self.lacks and time.monotonic() - self._asked_at > REDELIVERY_S:
@@ -263,8 +268,8 @@ class Subscriber:
         """Says that this server is gone and disconnects. The brokers keep JSON for it, unless another server takes that."""
         for shard in range(len(self._inboxes)):
             self.set_accepting(False, shard)
-        for link in self.links:
-            link.stop(KEPT_S)
+        for broker in self._brokers.values():
+            broker.link.stop(broker.kept_s if broker.subscribed else KEPT_S)
 
     def tick(self) -> None:
         """Publishes the status again when the UTC date has changed; gets what there was no room for, when there is."""
@@ -360,9 +365,10 @@ class Subscriber:
                 del others[name]
             broker.others = others
             self._subscribe(broker)
-            kept_s = KEPT_BESIDE_OTHERS_S if others else KEPT_S
-            if kept_s != broker.link.session_expiry:
-                broker.link.reconnect(kept_s)
+            if broker.kept_s != broker.link.session_expiry:
+                log.info("broker %s: keeps plain JSON for %d s while this server is away%s", broker.link.address,
+                         broker.kept_s, f", because there is also {', '.join(sorted(others))}" if others else "")  # fmt: skip
+                broker.link.reconnect(broker.kept_s)
 
     def _receive(self, link: Link, message: Message) -> None:
         broker = self._brokers[link]

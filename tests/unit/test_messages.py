@@ -82,7 +82,7 @@ def test_ranges_merge_when_they_touch():
 
 
 @pytest.mark.parametrize("topic", ["/telemetry/client/0/", "/telemetry/client/01/", "/telemetry/client/4294967296/",
-                                   "/telemetry/client/1/x", "/telemetry/client/x/", "telemetry/client/1/status", ""])  # fmt: skip
+                                   "/telemetry/client/1/x", "/telemetry/client/x/", "telemetry/client/1/ack", ""])  # fmt: skip
 def test_topics_that_are_no_clients(topic):
     assert topics.parse_client(topic) is None
 
