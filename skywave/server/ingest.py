@@ -122,8 +122,6 @@ class _Account(NamedTuple):
 class _Usage:
     """What a client has used of what it may use in a day."""
 
-    rejected_bytes: int | None = None
-    """None: the store was not asked yet."""
     over_quota: bool = False
     streams: set[int] = field(default_factory=set)
     drops: set[Dropped] = field(default_factory=set)
@@ -147,6 +145,7 @@ class Ingest:
         self._named: dict[int, set[int]] = {}
         self._used_on = date.min
         self._used: defaultdict[int, _Usage] = defaultdict(_Usage)
+        self._quota: dict[int, int] = {}  # bytes of poison kept of a client on that day
         self._admission = Admission(settings.ingest, random.SystemRandom().randrange(1, 2**63))
         self.progress_at = time.monotonic()
         self.store_error = ""
@@ -201,6 +200,7 @@ class Ingest:
         if today != self._used_on:
             self._used_on = today
             self._used.clear()
+            self._quota.clear()
         group = _Group(today)
         later: list[Received] = []
         until = time.monotonic() + self._settings.linger
@@ -374,18 +374,18 @@ class Ingest:
         rows: list[Rejected] = []
         for row, acked in group.poison:
             usage = self._used[row.client_id]
-            if usage.rejected_bytes is None:
-                usage.rejected_bytes = self._until_done(
+            if row.client_id not in self._quota:
+                self._quota[row.client_id] = self._until_done(
                     lambda row=row: self._store.rejected_bytes(row.client_id, row.day)  # type: ignore[misc]
                 )
-            if usage.rejected_bytes + row.size > self._settings.reject_quota:
+            if self._quota[row.client_id] + row.size > self._settings.reject_quota:
                 if not usage.over_quota:
                     usage.over_quota = True
                     log.error("client %d: today's quota for rejected messages is used up; nothing more is kept nor"
                               " acknowledged: %s", row.client_id, shown(row.reason))  # fmt: skip
                 self.over_quota += 1
                 continue
-            usage.rejected_bytes += row.size
+            self._quota[row.client_id] += row.size
             self._tell(row.client_id, f"rejected {len(row.payload)} bytes on {row.topic}: {row.reason}")
             rows.append(row)
             group.replies[row.client_id].rejected += acked

@@ -36,8 +36,8 @@ log = logging.getLogger(__name__)
 MESSAGE_OVERHEAD = 1024
 """Bytes counted for each held message beside its text."""
 PROPERTY_OVERHEAD = 200
-CLIENT_SHARE = 4
-"""One client may hold a fourth of the inbox."""
+CLIENT_SHARE = 2
+"""One client may hold half of the inbox."""
 KEPT_S = 7 * 86_400
 """How long a broker keeps plain JSON for a server that is away."""
 KEPT_BESIDE_OTHERS_S = 60
