@@ -219,9 +219,11 @@ class Link:
             self._last_answered = max(self._last_answered, latest)
             return self._last_answered
 
-    def subscribe(self, topics: Iterable[str], qos: int = 1) -> None:
-        """Subscribes more topics on the present connection."""
-        wanted = [(topic, SubscribeOptions(qos=qos)) for topic in topics]
+    def subscribe(self, topics: Iterable[str], qos: int = 1, retain_as_published: bool = False) -> None:
+        """Subscribes more topics on the present connection. With ``retain_as_published`` a message is marked as retained when
+        it is published so, and not only when it comes out of the broker's memory."""
+        options = SubscribeOptions(qos=qos, retainAsPublished=retain_as_published)
+        wanted = [(topic, options) for topic in topics]
         if wanted and (client := self._client):
             client.subscribe(wanted)
 

@@ -22,7 +22,7 @@ from ..errors import PoisonError
 from ..messages import EARLIEST, Range
 from ..mqtt import Message
 from . import foreign
-from .store import Block, Probe
+from .store import Block, Probe, Reading
 
 MAX_MESSAGE_BYTES = 8 << 20
 MAX_INSERT_BYTES = 200_000_000
@@ -37,8 +37,8 @@ class Admitted:
     """Readings that may be stored: ``seq`` counts from ``name.first_seq`` unless ``seqs`` says otherwise.
 
     ``must_look_up`` asks the store first; ``look_up`` False means that identity alone keeps them single (JSON with id).
-    ``retained`` ones are what a broker remembers: perhaps stored long ago. ``size`` is what they take in an INSERT and in
-    memory until then, in bytes.
+    ``retained`` ones are what brokers remember and bring again, perhaps long after they were stored. ``size`` is what they
+    take in an INSERT and in memory until then, in bytes.
     """
 
     name: Name
@@ -68,6 +68,12 @@ class Admitted:
             self, codes=self.codes[positions], created_at=self.created_at[positions], values=self.values[positions],
             seqs=None if self.seqs is None else self.seqs[positions],
         )  # fmt: skip
+
+    def readings(self) -> list[Reading]:
+        """The readings one by one, without their names."""
+        keys = [self.keys[code] for code in self.codes.tolist()]
+        clients = [self.name.client_id] * len(keys)
+        return list(zip(clients, keys, self.created_at.tolist(), self.values.tolist(), strict=True))
 
     def probe(self) -> Probe:
         """What to ask the store about it."""

@@ -312,16 +312,15 @@ class Ingest:
         return fresh
 
     def _unknown(self, items: Sequence[Admitted]) -> list[Admitted]:
-        """What brokers remember without the readings that are stored: by key, time and value, because they came under
-        another name, and perhaps another day, when they were new."""
+        """What brokers remember without the readings that are stored: by what they say, because they came under another
+        name, and perhaps on another day, when they were new."""
+        if not items:
+            return []
+        known = self._until_done(lambda: self._store.known_readings([r for item in items for r in item.readings()]))
         fresh = []
         for item in items:
-            keys = [item.keys[code] for code in item.codes.tolist()]
-            readings = list(zip(keys, item.created_at.tolist(), item.values.tolist(), strict=True))
-            known = self._until_done(
-                lambda item=item, readings=readings: self._store.known_readings(item.name.client_id, readings)  # type: ignore[misc]
-            )
-            new = [n for n, reading in enumerate(readings) if reading not in known]
+            new = [number for number, reading in enumerate(item.readings()) if reading not in known]
+            known.update(item.readings())
             self.duplicates += not new
             if new:
                 fresh.append(item.only(new))

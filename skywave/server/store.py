@@ -42,6 +42,10 @@ _TYPES: dict[str, Any] = {
 """numpy type of each column; all others are strings, held as objects of type bytes."""
 
 
+Reading = tuple[int, str, int, float]
+"""What a reading says, whatever its name: client, key, time (µs) and value."""
+
+
 class Probe(NamedTuple):
     """What a look-up needs to know of a batch: its name and its first reading. As an INSERT is one atomic part, the
     first reading stands for all. ``since`` bounds the days to search, None searches all."""
@@ -298,21 +302,23 @@ class Store(ABC):
             found |= {name for name in wanted if name[:2] == (client_id, stream) and first <= name[2] <= last}
         return found
 
-    def known_readings(self, client_id: int, readings: Sequence[tuple[str, int, float]]) -> set[tuple[str, int, float]]:
-        """Which of a client's readings are stored under whatever name and day: key, time (µs) and value."""
-        found: set[tuple[str, int, float]] = set()
-        letters = max((len(key) for key, _, _ in readings), default=1)
-        step = min(LOOK_UP_AT_ONCE, LOOK_UP_LETTERS // letters)
-        for start in range(0, len(readings), step):
-            part = readings[start : start + step]
-            keys = ", ".join({quote(key) for key, _, _ in part})
+    def known_readings(self, readings: Sequence[Reading]) -> set[Reading]:
+        """Which of the readings are stored, under whatever name and day."""
+        found: set[Reading] = set()
+        wanted = sorted(set(readings))
+        step = min(LOOK_UP_AT_ONCE, LOOK_UP_LETTERS // max((len(key) for _, key, _, _ in wanted), default=1))
+        for start in range(0, len(wanted), step):
+            part = wanted[start : start + step]
+            clients = {str(client) for client, _, _, _ in part}
+            keys = {quote(key) for _, key, _, _ in part}
+            times = {str(at) for _, _, at, _ in part}
             rows = self.query(
-                f"SELECT DISTINCT data_key, created_at, data_value FROM {self.database}.telemetry"
-                f" WHERE client_id = {client_id} AND data_key IN ({keys})"
-                f" AND created_at IN ({', '.join(str(at) for _, at, _ in part)})"
+                f"SELECT DISTINCT client_id, data_key, created_at, data_value FROM {self.database}.telemetry"
+                f" WHERE client_id IN ({', '.join(clients)}) AND data_key IN ({', '.join(keys)})"
+                f" AND created_at IN ({', '.join(times)})"
             )
-            found |= {(text(key), int(at), float(value)) for key, at, value in rows}
-        return found
+            found |= {(int(client), text(key), int(at), float(value)) for client, key, at, value in rows}
+        return found.intersection(wanted)
 
     def rejected_bytes(self, client_id: int, day: date) -> int:
         """Bytes of poison kept for a client on a day: the sum of their ``Rejected.size``."""

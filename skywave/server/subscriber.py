@@ -317,7 +317,10 @@ class Subscriber:
         wanted = self.accepting or not broker.others_accept
         if wanted != broker.subscribed:
             broker.subscribed = wanted
-            (broker.link.subscribe if wanted else broker.link.unsubscribe)(topics.ALL_DATA_SHARED)
+            if wanted:
+                broker.link.subscribe(topics.ALL_DATA_SHARED, retain_as_published=True)
+            else:
+                broker.link.unsubscribe(topics.ALL_DATA_SHARED)
 
     def _up(self, broker: Broker) -> None:
         with self._lock:
@@ -377,8 +380,7 @@ class Subscriber:
         client_id, kind = who or (0, "")
         if kind == "status" and not message.payload:
             return  # a client has this broker forget it, because it moves on to another one
-        if message.retained and self._heard_from.get(client_id, link) is not link:
-            link.acknowledge(message.packet_id)
+        if kind == "status" and message.retained and self._heard_from.get(client_id, link) is not link:
             return  # what a broker remembers of a client that has moved on to another one
         self._heard_from[client_id] = link
         if kind or is_batch(message):

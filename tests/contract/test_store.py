@@ -98,13 +98,13 @@ def test_a_look_up_finds_batches_by_their_first_reading_from_since_on(store):
 def test_readings_are_known_by_client_key_time_and_value_whatever_their_name_and_day(store):
     keys = [b"t", b"it's", "\U0001f600".encode()]
     store.insert_readings(block(first=1, n=3, client=7, keys=keys, values=[1.5, -0.5, 3.0]))
-    ((at,),) = store.query(f"SELECT min(created_at) FROM {store.database}.telemetry")
-    rows = store.query(f"SELECT data_key, created_at, data_value FROM {store.database}.telemetry")
-    readings = [(text(key), int(time), float(value)) for key, time, value in rows]
-    assert store.known_readings(7, readings * 700) == set(readings)
-    assert store.known_readings(8, readings) == set()
-    assert store.known_readings(7, [("t", int(at) - 1, 1.5), ("no", int(at), 1.5)]) == set()
-    assert store.known_readings(7, []) == set()
+    rows = store.query(f"SELECT client_id, data_key, created_at, data_value FROM {store.database}.telemetry")
+    readings = [(int(client), text(key), int(at), float(value)) for client, key, at, value in rows]
+    others = [(8, "t", AT, 1.5), (7, "t", AT - 1, 1.5), (7, "it's", AT, 1.5), (7, "t", AT, 1.0)]
+    many = [(7, "t", AT + number, 0.0) for number in range(100, 3000)]
+    assert store.known_readings(readings + others + many) == set(readings)
+    assert store.known_readings(others) == set()
+    assert store.known_readings([]) == set()
 
 
 def arrivals(store, day):
