@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from .errors import ConfigError
-from .messages import MAX_KEY
+from .messages import MAX_KEY, MAX_LABELS
 
 T = TypeVar("T")
 INSTALLED = Path("/etc/skywave")
@@ -333,6 +333,8 @@ def _check_client(config: Client, where: str) -> None:
         raise ConfigError(f"{where}: no sensors", "Add a table like [sensors.temperature] with a port.")
     if len(config.sensors) > 32_000:
         raise ConfigError(f"{where}: more than 32000 sensors", "Split them over several clients.")
+    if len(config.labels) > MAX_LABELS:
+        raise ConfigError(f"{where}: more than {MAX_LABELS} labels", "Servers take no more.")
     for name, sensor in config.sensors.items():
         if len(sensor.key or name) > MAX_KEY:
             raise ConfigError(f"{where}: sensors.{name}: its key has more than {MAX_KEY} letters")

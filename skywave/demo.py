@@ -34,6 +34,7 @@ from . import config
 from .emulator.sensor import KINDS, read_ledger
 from .errors import SkywaveError
 from .view import NotRunning, fetch_status
+from .visible import say, say_json
 
 CLIENT_ID = 1
 DRAIN_TIMEOUT_S = 60.0
@@ -326,14 +327,14 @@ class Demo:
     def _note(self, event: str) -> None:
         self._events.append(f"{time.monotonic() - self._started:6.1f} s  {event}")
         if not (self.console.is_terminal and not self.quiet):
-            print(self._events[-1], file=sys.stderr if self.quiet else sys.stdout, flush=True)
+            say(self._events[-1], err=self.quiet)
 
     def _pause(self, seconds: float) -> None:
         if self._live:
             self._live.update(self._view(), refresh=True)
         elif time.monotonic() > self._line_at and not self.quiet:
             self._line_at = time.monotonic() + 2
-            print(self._line(self._status("client"), self._status("server")), flush=True)
+            say(self._line(self._status("client"), self._status("server")))
         if self.picture and self._outages and time.monotonic() - self._started > 0.72 * self.seconds:
             self._draw(self.picture)
             self.picture = None
@@ -419,10 +420,10 @@ def run_demo(
         if not keep:
             shutil.rmtree(folder, ignore_errors=True)
     if as_json:
-        print(json.dumps({**vars(result), "seed": seed}))
+        say_json({**vars(result), "seed": seed})
     else:
         sign = "=" if result.clean else "?"
-        print(
+        say(
             f"produced {result.produced:,} {sign} stored {result.stored:,} {sign} archived {result.archived:,} {sign}"
             f" restored {result.restored:,}, lost {result.lost}, doubled {result.doubled}"
             f"   ({result.readings_per_s:,.0f} readings/s, {result.outages} broker outage, seed {seed})"

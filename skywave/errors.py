@@ -48,6 +48,13 @@ class OutboxUnavailable(SkywaveError):
     exit_code = EXIT_TRY_LATER
 
 
+class OutboxRefused(OutboxUnavailable):
+    """The outbox's database answered no, and will until somebody changes its rights or our configuration; see
+    ``StoreRefused``."""
+
+    exit_code = EXIT_DATA
+
+
 class StoreError(SkywaveError):
     """The store cannot be used, and retrying will not help (newer schema, wrong table)."""
 
@@ -58,6 +65,15 @@ class StoreUnavailable(SkywaveError):
     """The store did not do it now. The outcome of an insert may be unknown: look it up before inserting again."""
 
     exit_code = EXIT_TRY_LATER
+
+
+class StoreRefused(StoreUnavailable):
+    """The store answered no, and will until somebody changes its rights, its tables or our configuration.
+
+    A process that runs tries again all the same, because somebody may do so at the other end; a command does not.
+    """
+
+    exit_code = EXIT_DATA
 
 
 class StoreBusy(StoreUnavailable):

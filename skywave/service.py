@@ -25,6 +25,7 @@ from prometheus_client.registry import Collector
 
 from . import config
 from .errors import ConfigError
+from .visible import LineFormatter, visible
 
 log = logging.getLogger(__name__)
 
@@ -40,12 +41,12 @@ def setup_logging(level: str = "INFO") -> None:
 
 
 def _formatter() -> logging.Formatter:
-    formatter = logging.Formatter("%(asctime)s.%(msecs)03dZ %(levelname)-7s %(message)s", "%Y-%m-%dT%H:%M:%S")
+    formatter = LineFormatter("%(asctime)s.%(msecs)03dZ %(levelname)-7s %(message)s", "%Y-%m-%dT%H:%M:%S")
     formatter.converter = time.gmtime
     return formatter
 
 
-class _JournalFormatter(logging.Formatter):
+class _JournalFormatter(LineFormatter):
     _PRIORITIES = ((logging.ERROR, 3), (logging.WARNING, 4), (logging.INFO, 6), (0, 7))
 
     def format(self, record: logging.LogRecord) -> str:
@@ -84,13 +85,13 @@ def run_until_signal(healthy: Callable[[], str], status_line: Callable[[], str],
         problem = healthy()
         if problem.startswith("dead"):
             log.critical("%s; the service ends, so that it can be started afresh", problem)
-            notify(f"STATUS={problem}")
+            notify(f"STATUS={visible(problem)}")
             raise SystemExit(70)
         if problem and problem != complaint:
             log.error("no progress: %s", problem)
         complaint = problem
         if not problem:
-            notify(f"WATCHDOG=1\nSTATUS={status_line()}")
+            notify(f"WATCHDOG=1\nSTATUS={visible(status_line())}")
         if time.monotonic() >= log_at:
             log_at += interval
             log.info("%s", status_line())

@@ -5,20 +5,34 @@ from __future__ import annotations
 import itertools
 import random
 
+import hypothesis
 import pytest
 from crash import Crasher
 from hadoop import Hdfs
-from parts import ClickHouse, Mosquitto, Postgres, running
+from parts import ClickHouse, CurrentClickHouse, Mosquitto, Postgres, running
 from stand import Stand
 from vault import Vault
 from webhdfs_proxy import Proxy
 
 _numbers = itertools.count(1)
+hypothesis.settings.register_profile("busy", deadline=None)  # the first call alone imports things
+hypothesis.settings.load_profile("busy")
 
 
 @pytest.fixture(scope="session")
-def clickhouse():
+def old_clickhouse():
     yield from running(ClickHouse())
+
+
+@pytest.fixture(scope="session")
+def current_clickhouse():
+    yield from running(CurrentClickHouse())
+
+
+@pytest.fixture
+def clickhouse(request):
+    """A server of 18.16; for tests of every engine also the current one."""
+    return request.getfixturevalue(getattr(request, "param", "old_clickhouse"))
 
 
 @pytest.fixture(scope="session")
@@ -146,6 +160,14 @@ def rng():
 
 def pytest_addoption(parser):
     parser.addoption("--no-skips", action="store_true", help="a skipped test fails the run")
+    parser.addoption("--all-engines", action="store_true", help="the whole archive on the current engine as well")
+
+
+def pytest_generate_tests(metafunc):
+    """Tests of every engine run on each; with --all-engines all tests of the archive are such."""
+    everything = metafunc.config.getoption("--all-engines") and "tests/archive" in metafunc.definition.path.as_posix()
+    if "clickhouse" in metafunc.fixturenames and (everything or metafunc.definition.get_closest_marker("every_engine")):
+        metafunc.parametrize("clickhouse", ["old_clickhouse", "current_clickhouse"], indirect=True)
 
 
 def pytest_terminal_summary(terminalreporter):

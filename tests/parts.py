@@ -15,6 +15,7 @@ import shutil
 import signal
 import socket
 import subprocess
+import sys
 import tempfile
 import time
 from collections.abc import Callable
@@ -234,3 +235,16 @@ class ClickHouse(Part):
 
     def command(self) -> list[str]:
         return [which("clickhouse-server"), f"--config-file={self.folder / 'config.xml'}"]
+
+
+class CurrentClickHouse(Part):
+    """The current engine behind ClickHouse's native protocol, see native_server.py; with sparse columns provoked."""
+
+    def __init__(self, base: Path | None = None, password: str = "") -> None:
+        super().__init__("native", base)
+        self.password = password
+
+    def command(self) -> list[str]:
+        server = Path(__file__).parent / "native_server.py"
+        options = ["--sparse", f"--password={self.password}"]
+        return [sys.executable, str(server), str(self.port), str(self.folder / "data"), *options]

@@ -56,7 +56,7 @@ def drill(
         return Drill(manifest.day, int(rows), str(total), passed and not result.errors, [str(e) for e in result.errors])
     finally:
         with closing(open_store(settings)) as store:
-            store.query(f"DROP DATABASE IF EXISTS {database}")
+            store.drop(f"DROP DATABASE IF EXISTS {database}")
 
 
 def _choose(archive: Archive, day: date | None) -> Manifest:

@@ -32,7 +32,8 @@ Progress = Callable[[int], None]
 @dataclass
 class Staged:
     """What one shard gave: new files in the workspace, and what it held in all. ``wanted_rows`` counts rows without numbers
-    that a generation which may be replaced has as well."""
+    that a generation which may be replaced has as well; ``unnamed`` and ``numbered`` count a client's new rows without and
+    with numbers; of ``scattered`` clients ``streams`` has none."""
 
     rows: int = 0
     digest: int = 0
@@ -43,6 +44,8 @@ class Staged:
     files: list[File] = field(default_factory=list)
     streams: dict[StreamName, Ranges] = field(default_factory=dict)
     unnamed: dict[int, int] = field(default_factory=dict)
+    numbered: dict[int, int] = field(default_factory=dict)
+    scattered: set[int] = field(default_factory=set)
 
     def take(self, part: Staged) -> None:
         """Adds what another part of the shard gave; no stream is in two parts."""
@@ -55,6 +58,8 @@ class Staged:
         self.files += part.files
         self.streams |= part.streams
         self.unnamed |= part.unnamed
+        self.numbered |= part.numbered
+        self.scattered |= part.scattered
 
 
 class Reader:
@@ -139,7 +144,7 @@ class Reader:
                 expected = count.result() if count and not count.exception() else None
                 if other:
                     other.close()
-        staged.streams = streams.finish()
+        staged.streams, staged.numbered, staged.scattered = streams.finish(), dict(streams.rows), streams.scattered
         staged.rows = staged.known_rows + sum(file.rows for file in staged.files)
         staged.digest = add(staged.known_digest, *(file.digest for file in staged.files))
         return staged, expected or shard.count_digest(table, day, clients)

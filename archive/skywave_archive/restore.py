@@ -22,13 +22,15 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from skywave import config
-from skywave.errors import EXIT_DATA, EXIT_TRY_LATER, ConfigError, SkywaveError, StoreUnavailable
+from skywave.errors import EXIT_DATA, EXIT_TRY_LATER, ConfigError, SkywaveError, StoreRefused, StoreUnavailable
+from skywave.server.schema import MODERN_TABLE_SETTINGS
 from skywave.server.store import Store, as_column, open_shards, place, text
 
 from .accounts import ACCOUNTS
 from .archive import Archive, day_folder, within
 from .datafile import DamagedFile, read_rows
 from .manifest import BrokenManifest, File, Manifest
+from .night import is_the_day_s
 from .source import BOUND, is_bound_by_quorum
 from .tables import BY_DAY, TELEMETRY, Hashes, Table, add, digest
 
@@ -148,7 +150,8 @@ class Restorer:
                     raise manifest
                 result = self.restore(table, manifest)
             except SkywaveError as error:
-                if error.exit_code == EXIT_TRY_LATER:
+                lasting = error.exit_code == EXIT_TRY_LATER or isinstance(error, StoreRefused)
+                if lasting and not is_the_day_s(error, self.stores):
                     raise
                 result = DayRestored(table.name, day, "failed", errors=[error])
             result.seconds = round(time.monotonic() - began, 2)
@@ -281,11 +284,11 @@ class _Shard:
     # -- staging -----------------------------------------------------------------------------------------------------------
 
     def _create(self, name: str, engine: str) -> None:
-        self.store.query(f"DROP TABLE IF EXISTS {name}")
+        self.store.drop(f"DROP TABLE IF EXISTS {name}")
         # Each row group of a file is a part: 18.16 would refuse more than 300 of them.
         settings = "parts_to_delay_insert = 1000000, parts_to_throw_insert = 1000000"
         if self.store.modern:
-            settings += ", fsync_after_insert = 1, fsync_part_directory = 1"
+            settings += f", {MODERN_TABLE_SETTINGS}"
         order = ", ".join(self.table.identity)
         self.store.query(
             f"CREATE TABLE {name} AS {self.target} ENGINE = {engine}() PARTITION BY day ORDER BY ({order})"
@@ -296,9 +299,12 @@ class _Shard:
 
     def clean(self) -> None:
         """Drops what an interrupted restore left."""
-        self.store.everywhere(
-            [f"DROP TABLE IF EXISTS {name}" for name in (self.staging, self.file_staging, self.union, self.united)]
-        )
+
+        def drop() -> None:
+            for name in (self.staging, self.file_staging, self.union, self.united):
+                self.store.drop(f"DROP TABLE IF EXISTS {name}")
+
+        self.store.everywhere(drop)
 
     def begin_file(self) -> None:
         """Makes room for one file's rows."""
@@ -336,7 +342,7 @@ class _Shard:
 
     def drop_file(self) -> None:
         """Forgets the file's rows."""
-        self.store.query(f"DROP TABLE IF EXISTS {self.file_staging}")
+        self.store.drop(f"DROP TABLE IF EXISTS {self.file_staging}")
 
     # -- taking over -------------------------------------------------------------------------------------------------------
 
@@ -349,7 +355,7 @@ class _Shard:
         if (rows, total) != (self._rows, self._digest):
             raise NotTheSame(f"{self.staging} has other rows than were put there", "Run the restore again.")
         if not rows:  # REPLACE from an empty partition would empty the target on 18.16
-            self.store.query(f"DROP TABLE IF EXISTS {self.staging}")
+            self.store.drop(f"DROP TABLE IF EXISTS {self.staging}")
             return 0
         marker = self._marker()
         before = self.count_digest()  # after the marker: what arrives in between shows in one of the two
@@ -367,13 +373,13 @@ class _Shard:
         self._merge_parts()
         if self.table is TELEMETRY:
             self.store.note_arrivals(self.staging, self.day)
-        self.store.query(f"ALTER TABLE {self.target} REPLACE PARTITION '{self.day}' FROM {self.staging}")
+        self.store.drop(f"ALTER TABLE {self.target} REPLACE PARTITION '{self.day}' FROM {self.staging}")
         if self.count_digest(self.target) != (rows, total):
             raise NotTheSame(
                 f"{self.target} has other rows of {self.day} than were moved there", "Are servers running?"
             )
         self.store.sync()
-        self.store.query(f"DROP TABLE IF EXISTS {self.staging}")
+        self.store.drop(f"DROP TABLE IF EXISTS {self.staging}")
         return rows - before[0]
 
     def _unite(self, before: tuple[int, int]) -> tuple[int, int]:
@@ -393,7 +399,7 @@ class _Shard:
         if rows < max(before[0], self._rows):
             raise NotTheSame(f"{united} has {rows} rows, fewer than its parts", "Run the restore again.")
         for table in (self.staging, union):
-            self.store.query(f"DROP TABLE {table}")
+            self.store.drop(f"DROP TABLE {table}")
         self.store.query(f"RENAME TABLE {united} TO {self.staging}")
         return rows, total
 

@@ -6,7 +6,6 @@ outbox would have to be its user's.
 
 from __future__ import annotations
 
-import re
 import shutil
 import subprocess
 import time
@@ -16,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from .. import config
-from ..errors import ConfigError, SkywaveError
+from ..errors import ConfigError, SkywaveError, StoreError
 from ..messages import EARLIEST
 from ..view import NotRunning, fetch_status
 from .certificates import expiries, shake_hands
@@ -211,9 +210,11 @@ def _shard(name: str, store: Store) -> Iterator[Finding]:
 
     version = text(store.query("SELECT version()")[0][0])
     yield Finding(f"store{name}", True, f"ClickHouse {version} answers")
-    found = {text(row[0]) for row in store.query(f"SELECT name FROM system.tables WHERE database = '{store.database}'")}
-    wanted = set(re.findall(rf"{store.database}\.(\w+) \(", " ".join(schema.tables(store.database, False))))
-    missing = ", ".join(sorted(wanted - found))
+    try:
+        missing = ", ".join(store.check_tables())
+    except StoreError as error:
+        yield Finding(f"schema{name}", False, str(error), error.hint)
+        return
     yield Finding(
         f"schema{name}",
         not missing,

@@ -7,14 +7,16 @@ Each transaction is one round trip: several statements sent as one simple query 
 from __future__ import annotations
 
 import functools
+import re
 from collections.abc import Sequence
 from typing import Any
 
 import psycopg2
+import psycopg2.errors
 import psycopg2.extensions
 
 from .. import config
-from ..errors import OutboxError, OutboxUnavailable
+from ..errors import OutboxError, OutboxRefused, OutboxUnavailable
 from .outbox import Outbox, Statement
 
 _LOCK_KEY = 0x736B7977617665  # "skywave"
@@ -26,6 +28,20 @@ _STORAGE = (
     "ALTER TABLE stream SET (fillfactor = 50)",
     "ALTER TABLE gone SET (fillfactor = 50)",
 )
+_LOGIN = "Check the user in outbox.dsn and the password in outbox.password_file."
+_TLS = "Check sslmode and sslrootcert in outbox.dsn against the server's certificate."
+_REFUSALS = (
+    (r"authentication failed|no password supplied", _LOGIN),
+    (r'role ".*" (does not exist|is not permitted to log in)', _LOGIN),
+    (r'database ".*" does not exist', "Check dbname in outbox.dsn, or make the database."),
+    (r"permission denied", "Give the user of outbox.dsn the right to connect and to make tables there."),
+    (r"pg_hba\.conf", "Let this user in from this host: pg_hba.conf on the server."),
+    (r"certificate|SSL was required", _TLS),
+    (r"invalid .*value|invalid port number", "Correct outbox.dsn."),
+    (r"read-only transaction", "This server only follows another one: name the leading one in outbox.dsn."),
+)
+"""What a server or libpq says when patience does not help, and what does. Words, because psycopg2 tells no code of a
+connection that was not made; a server that speaks another language than English seems to be away."""
 
 
 @functools.lru_cache(64)
@@ -121,7 +137,13 @@ class PostgresOutbox(Outbox):
     def _translated(self, error: psycopg2.Error) -> Exception:
         text = str(error).strip().splitlines()
         message = f"postgresql: {text[0] if text else type(error).__name__}"
-        if isinstance(error, psycopg2.OperationalError | psycopg2.InterfaceError | psycopg2.InternalError):
-            self.close()  # whatever state the connection is in, the next call starts from a clean one
-            return OutboxUnavailable(message, "Check that PostgreSQL runs and takes connections from this user.")
-        return OutboxError(message, "Check the rights of the outbox's user and the schema.")
+        permitted = not isinstance(error, psycopg2.errors.InsufficientPrivilege)
+        if permitted and not isinstance(
+            error, psycopg2.OperationalError | psycopg2.InterfaceError | psycopg2.InternalError
+        ):
+            return OutboxError(message, "Check the rights of the outbox's user and the schema.")
+        self.close()  # whatever state the connection is in, the next call starts from a clean one
+        for words, hint in _REFUSALS:
+            if re.search(words, message):
+                return OutboxRefused(message, hint)
+        return OutboxUnavailable(message, "Check that PostgreSQL runs and takes connections from this user.")

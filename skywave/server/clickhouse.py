@@ -15,9 +15,10 @@ from clickhouse_driver import Client, errors
 from .. import config
 from ..errors import StoreBusy, StoreUnavailable
 from . import schema
-from .store import Store, quote
+from .refusals import unavailable, unreachable
+from .store import NO_DEDUPLICATION, NO_DROP_LIMITS, Store, at_once, quote
 
-MODERN_SINCE = (21, 11)
+MODERN_SINCE = (22, 1)
 MAX_BLOCK_ROWS = 1 << 20
 UNSATISFIED_QUORUM = 286
 """The INSERT was not begun: ClickHouse does one with a quorum at a time in a table (ErrorCodes.cpp,
@@ -25,7 +26,10 @@ UNSATISFIED_QUORUM_FOR_PREVIOUS_WRITE)."""
 NOT_IN_QUORUM = 289
 """The replica has not yet the newest part that a quorum has (REPLICA_IS_NOT_IN_QUORUM)."""
 # Settings that current engines need and 18.16 does not know: an INSERT must be one part, at once.
-_MODERN_SETTINGS = {"async_insert": 0, "insert_quorum_parallel": 0}
+_MODERN_SETTINGS = {"async_insert": 0, "insert_quorum_parallel": 0, **NO_DEDUPLICATION}
+REVISION_WITHOUT_SPARSE_COLUMNS = 54453
+"""Of the protocol. To a client of a later one a server sends columns of mostly default values as they lie on its disk, and
+clickhouse-driver (0.2.11) makes a tuple of one, or fails (ClickHouse's ProtocolDefines.h, WITH_CUSTOM_SERIALIZATION)."""
 MAX_DELAY_S = 300
 """A replica that is further behind is not in step."""
 NEVER_LOOKED_S = 1_000_000_000
@@ -56,12 +60,19 @@ class ClickHouseStore(Store):
         self._fixed = False  # no other will do
         self.replicas = len(self._addresses)
         self._client: Client | None = None
+        self._modern = False  # is the server of the connection
 
     @property
     def modern(self) -> bool:  # type: ignore[override]
-        """Asked of the server at each use; only ``migrate`` uses it."""
-        version = self.query("SELECT version()")[0][0].decode()
-        return tuple(int(part) for part in version.split(".")[:2]) >= MODERN_SINCE
+        """Of the server that is used."""
+        return bool(self._read(lambda _: self._modern))
+
+    def drop(self, statement: str) -> None:
+        """See ``Store.drop``. An old server has these limits in its configuration alone."""
+        if not self.modern:
+            self.query(statement)
+            return
+        self._run(lambda client: client.execute(at_once(statement), settings=NO_DROP_LIMITS))
 
     def query(self, sql: str) -> list[tuple[Any, ...]]:
         """See ``Store.query``."""
@@ -80,6 +91,7 @@ class ClickHouseStore(Store):
         if not self._replicated:
             super().migrate()
             return
+        self._each_replica(self.check_tables)  # before anything is made on one of them
         made = []
         failed: StoreUnavailable | None = None
         for at in range(self.replicas):
@@ -91,7 +103,8 @@ class ClickHouseStore(Store):
                     failed = error
                     continue
                 try:
-                    super().everywhere(schema.reads(self.database, self.settings.cluster))
+                    for statement in schema.reads(self.database, self.settings.cluster):
+                        self.query(statement)
                 except StoreUnavailable as error:
                     log.warning("no tables for reads of all shards: %s", error)
         if failed and len(made) < self.settings.quorum:
@@ -163,10 +176,9 @@ class ClickHouseStore(Store):
             self.query(f"SELECT count() FROM system.zookeeper WHERE path = {quote(path.decode() + '/log')}")[0][0]
         )
 
-    def everywhere(self, statements: Sequence[str]) -> list[str]:
+    def everywhere(self, work: Callable[[], object]) -> list[str]:
         """See ``Store.everywhere``."""
-        run = super().everywhere
-        return self._each_replica(lambda: run(statements))
+        return self._each_replica(work)
 
     def not_whole(self, tables: Sequence[str]) -> list[str]:
         """See ``Store.not_whole``."""
@@ -232,20 +244,17 @@ class ClickHouseStore(Store):
         try:
             return work(self._connect())
         except errors.ServerException as error:
-            message = f"clickhouse: {str(error.message).splitlines()[0][:300]} (code {error.code})"
+            message = f"clickhouse: {_first_line(error.message)} (code {error.code})"
             if error.code == UNSATISFIED_QUORUM:
                 raise StoreBusy(f"clickhouse: another insert waits for its quorum (code {error.code})") from error
             if error.code == NOT_IN_QUORUM and self._fixed:
                 raise _Behind(message, "Wait for it.") from error
             self._give_up()
-            raise StoreUnavailable(message, "Check the server, the user's rights and the tables' schema.") from error
+            raise unavailable(message, error.code) from error
         except (errors.Error, OSError, EOFError) as error:
             host, port = self._addresses[self._at]
             self._give_up()
-            raise StoreUnavailable(
-                f"clickhouse: {host}:{port}: {error or type(error).__name__}",
-                "Check that ClickHouse runs and listens there.",
-            ) from error
+            raise unreachable(f"clickhouse: {host}:{port}: {error or type(error).__name__}") from error
 
     def _give_up(self) -> None:
         """Leaves this server; the next statement goes to the next replica."""
@@ -282,15 +291,23 @@ class ClickHouseStore(Store):
                 send_receive_timeout=s.timeout,
                 sync_request_timeout=5,
                 tcp_keepalive=(10, 5, 3),
+                client_revision=REVISION_WITHOUT_SPARSE_COLUMNS,
                 settings={"use_numpy": True, "strings_as_bytes": True, "insert_block_size": MAX_BLOCK_ROWS},
             )
             version = client.execute("SELECT version()", columnar=True)[0][0].decode()
-            if tuple(int(part) for part in version.split(".")[:2]) >= MODERN_SINCE:
+            self._modern = tuple(int(part) for part in version.split(".")[:2]) >= MODERN_SINCE
+            if self._modern:
                 client.settings.update(_MODERN_SETTINGS)
             if self._replicated:
                 client.settings.update(_replicated_settings(s))
             self._client = client
         return self._client
+
+
+def _first_line(message: str) -> str:
+    """What an exception says, without the name of its class and what it has to say of itself."""
+    line = message.partition("\n")[0].removeprefix("DB::Exception: ").removesuffix("Stack trace:").strip()
+    return line[:300]
 
 
 def _replicated_settings(settings: config.Store) -> dict[str, Any]:

@@ -6,8 +6,10 @@ share a session. It costs about 600 MB of memory.
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import os
+import re
 import threading
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -19,9 +21,10 @@ from chdb.session import Session
 
 from .. import config
 from ..errors import StoreUnavailable
-from .store import Store
+from .refusals import unavailable
+from .store import NO_DEDUPLICATION, NO_DROP_LIMITS, Store, at_once
 
-_SETTINGS = "SET output_format_arrow_string_as_string = 0, async_insert = 0, max_insert_block_size = 1048576"
+_SETTINGS = {"output_format_arrow_string_as_string": 0, "async_insert": 0, "max_insert_block_size": 1 << 20}
 
 
 class EmbeddedStore(Store):
@@ -60,7 +63,9 @@ class EmbeddedStore(Store):
                 f"another process has the embedded store {path} open", "Stop that server first, or ask it over HTTP."
             ) from error
         cls._session, cls._session_path, cls._lock_file = Session(path), path, handle
-        cls._session.query(_SETTINGS)
+        for name, value in (_SETTINGS | NO_DEDUPLICATION | NO_DROP_LIMITS).items():
+            with contextlib.suppress(RuntimeError):  # an older engine does not know it, and needs it not
+                cls._session.query(f"SET {name} = {value!r}")
 
     def query(self, sql: str) -> list[tuple[Any, ...]]:
         """See ``Store.query``."""
@@ -69,6 +74,10 @@ class EmbeddedStore(Store):
         if not isinstance(table, pa.Table):
             return []
         return list(zip(*(column.to_pylist() for column in table.columns), strict=True))
+
+    def drop(self, statement: str) -> None:
+        """See ``Store.drop``."""
+        self.query(at_once(statement))
 
     def stream(self, sql: str) -> Iterator[pa.RecordBatch]:
         """See ``Store.stream``. Other statements of the process wait until it is read to its end or given up."""
@@ -126,4 +135,5 @@ class EmbeddedStore(Store):
 
 
 def _translated(error: RuntimeError) -> StoreUnavailable:
-    return StoreUnavailable(f"embedded store: {str(error).splitlines()[0][:300]}", "Check the folder and its disk.")
+    code = re.search(r"Code: (\d+)", str(error))
+    return unavailable(f"embedded store: {str(error).splitlines()[0][:300]}", int(code[1]) if code else 0)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Sequence
+from itertools import islice
 from typing import Any
 
 from .. import config
@@ -22,28 +23,28 @@ def find(stores: Sequence[Store], client_id: int | None = None, limit: int = 100
     return [as_json(row) for row in sorted(rows, key=lambda row: row.received_at)[:limit]]
 
 
-def named(stores: Sequence[Store], name: str) -> list[Rejected]:
-    """The rejected messages of one content: ``name`` is a SHA-256, or its start, for all clients that sent it, or
-    CLIENT/SHA-256 for one. Raises ``ConfigError`` if there is none, or more than one content."""
-    match = re.fullmatch(r"(?:([0-9]{1,10})/)?([0-9a-f]{4,64})", name)
-    if match is None:
-        raise ConfigError(f"{name!r} is not the start of a SHA-256", "Give 4 to 64 hexadecimal digits.")
-    where = f"startsWith(sha256, '{match[2]}')" + (f" AND client_id = {match[1]}" if match[1] else "")
-    rows = [row for store in stores for row in store.rejected(where, payload=True)]
-    if match[1]:
-        rows = [row for row in rows if row.client_id == int(match[1])]
-    if len({row.sha256 for row in rows}) != 1:
-        raise ConfigError(f"{len(rows)} rejected messages start with {name}", "See: skywave rejected list")
-    return rows
-
-
-def get(stores: Sequence[Store], name: str) -> Rejected:
-    """One rejected message; raises ``ConfigError`` as ``named`` does, and if several clients sent the same bytes."""
-    rows = named(stores, name)
-    if len(clients := sorted({row.client_id for row in rows})) > 1:
-        names = ", ".join(f"{client_id}/{rows[0].sha256[:12]}" for client_id in clients)
-        raise ConfigError(f"{len(clients)} clients sent the same bytes", f"Name one: {names}")
-    return rows[0]
+def get(
+    stores: Sequence[Store], sha256: str, client_id: int | None = None, batch: tuple[int, int] | None = None
+) -> Rejected:
+    """The one rejected message whose SHA-256 starts so, of a client, under the name of a batch (stream and first_seq): equal
+    bytes may come from several clients and under several names. Raises ``ConfigError`` if there is none, or more."""
+    if not re.fullmatch(r"[0-9a-f]{4,64}", sha256):
+        raise ConfigError(f"{sha256!r} is not the start of a SHA-256", "Give 4 to 64 hexadecimal digits.")
+    rows = [row for store in stores for row in store.rejected(f"startsWith(sha256, '{sha256}')", payload=True)]
+    found = {
+        (row.client_id, row.stream, row.first_seq, row.sha256): row  # of several days the latest, they are the same
+        for row in rows
+        if client_id in (None, row.client_id) and batch in (None, (row.stream, row.first_seq))
+    }
+    if len(found) != 1:
+        names = (
+            f"client {client} batch {stream}/{first} {digest[:12]}" for client, stream, first, digest in sorted(found)
+        )
+        raise ConfigError(
+            f"{len(found)} rejected messages start with {sha256}{': ' if found else ''}{', '.join(islice(names, 5))}",
+            "Give more of it, --client or --batch; see: skywave rejected list",
+        )
+    return next(iter(found.values()))
 
 
 def as_json(row: Rejected) -> dict[str, Any]:
@@ -62,18 +63,21 @@ def as_json(row: Rejected) -> dict[str, Any]:
     }
 
 
-def replay(stores: Sequence[Store], settings: config.Server, name: str) -> int:
-    """Stores rejected messages of one content after all, each for its client; ``name`` as for ``named``. Returns the number
-    of readings stored, 0 if they were already.
+def replay(
+    stores: Sequence[Store],
+    settings: config.Server,
+    sha256: str,
+    client_id: int | None = None,
+    batch: tuple[int, int] | None = None,
+) -> int:
+    """Stores a rejected message (see ``get``) after all; the number of readings stored, 0 if they were already.
 
     Raises ``PoisonError`` if it still is none that can be stored.
     """
-    return sum(_replay(stores[place(settings.store)(row.client_id)], settings, row) for row in named(stores, name))
-
-
-def _replay(store: Store, settings: config.Server, row: Rejected) -> int:
+    row = get(stores, sha256, client_id, batch)
     if not row.client_id:
         raise PoisonError(row.reason)
+    store = stores[place(settings.store)(row.client_id)]
     properties: dict[str, str] = json.loads(row.properties or "{}")
     content_type = properties.pop("content_type", "")
     if "attempt" in properties:

@@ -32,6 +32,11 @@ REJECTED_OVERHEAD = 1024
 LOOK_UP_LETTERS = 30_000
 """Of keys in one statement: ClickHouse takes 256 KiB (max_query_size), and a letter may be four bytes."""
 T = TypeVar("T")
+NO_DEDUPLICATION = {"deduplicate_insert": "disable", "deduplicate_insert_select": "disable"}
+"""Settings of current engines: a block that was written once without reaching its quorum would be taken for done when it
+is written again, and be acknowledged. (Up to 26.1, and in 18.16, that is ``insert_deduplicate``.)"""
+NO_DROP_LIMITS = {"max_table_size_to_drop": 0, "max_partition_size_to_drop": 0}
+"""Settings of current engines, which else refuse to drop or replace a day of more than 50 GB."""
 
 _TYPES: dict[str, Any] = {
     "client_id": np.uint32, "stream": np.uint64, "seq": np.uint64, "first_seq": np.uint64, "last_seq": np.uint64,
@@ -135,11 +140,15 @@ class Store(ABC):
         """For each replica of a shard, by host:port, what is wrong with it; "" for one that is in step."""
         return {}
 
-    def everywhere(self, statements: Sequence[str]) -> list[str]:
-        """Runs the statements on every replica; returns which did not do them all, and why."""
-        for statement in statements:
-            self.query(statement)
+    def everywhere(self, work: Callable[[], object]) -> list[str]:
+        """Has ``work`` done on every replica; returns which did not do it all, and why."""
+        work()
         return []
+
+    @abstractmethod
+    def drop(self, statement: str) -> None:
+        """Runs a DROP, or an ALTER that drops or replaces a partition, whatever the size. A modern engine has freed the
+        disk when a DROP returns, and not minutes later."""
 
     parallel: bool
     """True if several connections of one process can work at the same time."""
@@ -161,9 +170,33 @@ class Store(ABC):
     _replicated = False
 
     def migrate(self) -> None:
-        """Creates what is missing; raises ``StoreError`` if a newer Skywave made the tables."""
+        """Creates what is missing. Raises ``StoreError`` if a newer Skywave made the tables, or if something else than ours
+        has one of their names; then nothing was made."""
+        self.check_tables()
         self._create_tables()
         self._check_version()
+
+    def check_tables(self) -> list[str]:
+        """Which of our tables are missing; raises ``StoreError`` if one that is there is not ours."""
+        database = quote(self.database)
+        columns: defaultdict[str, dict[str, str]] = defaultdict(dict)
+        for table, name, kind in self.query(
+            f"SELECT table, name, type FROM system.columns WHERE database = {database} AND default_kind != 'ALIAS'"
+        ):
+            columns[text(table)][text(name)] = text(kind)
+        tables = self.query(
+            f"SELECT name, engine, engine_full, sorting_key, partition_key FROM system.tables WHERE database = {database}"
+        )
+        found = {
+            text(name): schema.Found(text(engine), text(full), text(sorting), text(partition), columns[text(name)])
+            for name, engine, full, sorting, partition in tables
+        }
+        if strange := schema.strange(found, self._replicated):
+            raise StoreError(
+                f"the database {self.database} has tables with our names that are not ours: {'; '.join(strange)}",
+                "Name another database in store.database, or move them away. Nothing was made or changed.",
+            )
+        return [table.name for table in schema.TABLES if table.name not in found]
 
     def _create_tables(self) -> None:
         for statement in schema.tables(self.database, self.modern, self._replicated):
@@ -401,6 +434,11 @@ def as_column(name: str, values: Sequence[Any]) -> Any:
     column = np.empty(len(values), dtype=object)
     column[:] = [value.encode(errors="surrogateescape") if isinstance(value, str) else value for value in values]
     return column
+
+
+def at_once(statement: str) -> str:
+    """A DROP for a modern engine, whose databases would keep what is dropped for eight minutes; others as they are."""
+    return f"{statement} SYNC" if statement.startswith("DROP ") else statement
 
 
 def quote(value: str) -> str:

@@ -91,6 +91,7 @@ def test_restoring_into_a_replicated_cluster(cluster, archived, database):
         archived.assert_restored(*stores)
 
 
+@pytest.mark.every_engine
 def test_40_a_target_that_is_not_empty_is_refused_and_merge_adds_only_what_is_missing(archived, clickhouse):
     name = f"{archived.database}_back"
     target = Vault(archived.stores, name, "")
@@ -111,6 +112,7 @@ def test_40_a_target_that_is_not_empty_is_refused_and_merge_adds_only_what_is_mi
     target.remove()
 
 
+@pytest.mark.every_engine
 def test_42_one_client_one_key_or_a_time_window_only(archived, clickhouse):
     name = f"{archived.database}_part"
     middle = day_start(DAYS[1]) + 1_150_000
@@ -159,6 +161,7 @@ def test_restore_says_what_it_would_do_and_refuses_nonsense(archived, clickhouse
     archived.run("restore", "--into", "clickhouse://127.0.0.1:1/x", code=75)
 
 
+@pytest.mark.every_engine
 def test_a_drill_restores_a_day_and_drops_it_again(archived):
     result = archived.run("drill")
     assert result["passed"] and result["rows"] == 1500 and result["day"] in map(str, DAYS)
@@ -173,6 +176,24 @@ def test_a_drill_restores_a_day_and_drops_it_again(archived):
         assert store.query("SELECT name FROM system.databases WHERE name LIKE '%drill%'") == []
 
 
+def test_what_is_restored_into_a_current_engine_is_as_if_it_had_been_inserted_there(current_clickhouse, archived):
+    """No sparse column, no staging table, also where there were rows before."""
+    archived.add(DAYS[0], first=9001, client=9, count=200, values=[0.0] * 200, received=0)
+    archived.run("export")
+    name = f"{archived.database}_current"
+    archived.run("restore", "--day", str(DAYS[0]), "--into", url(current_clickhouse, name))
+    archived.add(DAYS[0], first=9301, client=9, count=200, values=[0.0] * 200, received=0)
+    archived.run("export")
+    archived.run("restore", "--merge", "--into", url(current_clickhouse, name))
+    with closing(opened(current_clickhouse, name)) as store:
+        where = f"FROM system.parts_columns WHERE database = '{name}'"
+        assert store.query(f"SELECT DISTINCT serialization_kind {where}") == [(b"Default",)]
+        assert not [table for (table,) in store.query(f"SHOW TABLES FROM {name}") if b"restoring" in table]
+        assert store.query(f"SELECT count() FROM system.dropped_tables WHERE database = '{name}'") == [(0,)]
+    archived.assert_restored(opened(current_clickhouse, name))
+
+
+@pytest.mark.every_engine
 def test_expire_drops_a_day_only_when_the_archive_provably_has_it(archived):
     with closing(archived.open()) as store:
         store.record_streams([(client, Produced(client * 11, 3000, 0), 0) for client in range(1, 6)], 1)

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import random
+import signal
 import socket
 import threading
 from datetime import date, timedelta
 from pathlib import Path
 
+import psycopg2
 import pytest
 from parts import wait_for
 
@@ -16,7 +18,7 @@ from skywave import config
 from skywave.batch import Batch
 from skywave.client import sqlite
 from skywave.client.outbox import Backlog, Days, Position, open_outbox
-from skywave.errors import OutboxError, OutboxUnavailable
+from skywave.errors import EXIT_DATA, EXIT_TRY_LATER, OutboxError, OutboxRefused, OutboxUnavailable
 from skywave.messages import Dropped, Produced, Range
 
 DAY = date(2026, 11, 24)
@@ -421,6 +423,60 @@ def test_an_absent_database_is_unavailable_not_a_crash():
     box = open_outbox(config.Outbox(kind="postgresql", dsn="host=127.0.0.1 port=1 user=x dbname=x connect_timeout=1"))
     with pytest.raises(OutboxUnavailable):
         box.create(7)
+
+
+def _error_of(work):
+    try:
+        work()
+    except OutboxUnavailable as error:
+        return error
+    return None
+
+
+def test_a_database_that_refuses_us_is_not_called_temporary_and_goes_on_when_it_takes_us(own_postgres, tmp_path):
+    admin = psycopg2.connect(own_postgres.new_database())
+    admin.autocommit = True
+    cursor = admin.cursor()
+    cursor.execute("CREATE ROLE edge LOGIN PASSWORD 'right'")
+    cursor.execute("CREATE ROLE banned LOGIN")
+    cursor.execute("GRANT ALL ON SCHEMA public TO edge")
+    rules = own_postgres.data / "pg_hba.conf"
+    rules.write_text(
+        "host all banned all reject\nhost all edge all scram-sha-256\n" + rules.read_text(),
+    )
+    own_postgres.signal(signal.SIGHUP)
+    (tmp_path / "password").write_text("wrong")
+    dsn = f"host=127.0.0.1 port={own_postgres.port} dbname={admin.info.dbname}"
+
+    def refusal(**changes):
+        body = {"dsn": f"{dsn} user=edge", "password_file": str(tmp_path / "password"), "kind": "postgresql"} | changes
+        return _error_of(open_outbox(config.Outbox(**body)).lock)
+
+    wait_for(lambda: isinstance(refusal(), OutboxRefused), 20, "the server has read its rules")
+    for changes, hint in (
+        ({}, "password_file"), ({"dsn": f"{dsn} user=nobody"}, "user"), ({"dsn": f"{dsn} user=banned"}, "pg_hba.conf"),
+        ({"dsn": f"{dsn} user=skywave".replace(admin.info.dbname, "absent")}, "dbname"),
+        ({"dsn": f"{dsn} user=edge sslmode=require"}, "sslmode"), ({"dsn": f"{dsn} user=edge sslmode=nonsense"}, "dsn"),
+    ):  # fmt: skip
+        error = refusal(**changes)
+        assert (type(error), error.exit_code) == (OutboxRefused, EXIT_DATA), error
+        assert hint in error.hint
+    assert refusal(dsn="host=127.0.0.1 port=1").exit_code == EXIT_TRY_LATER
+
+    (tmp_path / "password").write_text("right")
+    settings = config.Outbox(kind="postgresql", dsn=f"{dsn} user=edge", password_file=str(tmp_path / "password"))
+    with contextlib.closing(open_outbox(settings)) as box:
+        box.create(7)
+        for change, back in (
+            ("REVOKE ALL ON stream FROM edge", "GRANT ALL ON stream TO edge"),
+            ("ALTER ROLE edge PASSWORD 'new'", "ALTER ROLE edge PASSWORD 'right'"),
+        ):
+            cursor.execute(change)
+            cursor.execute("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE usename = 'edge'")
+            wait_for(lambda: isinstance(_error_of(box.backlog), OutboxRefused), 20, change)
+            cursor.execute(back)
+            assert _error_of(box.backlog) is None
+    admin.close()
 
 
 def test_batches_that_two_hands_remove_at_once_are_counted_once(outbox, settings):

@@ -1,23 +1,33 @@
-"""What every store promises, over ClickHouse 18.16 and the current engine (chDB) alike."""
+"""What every store promises: ClickHouse 18.16, the current engine inside this process, and the current one over the network,
+which there keeps its columns sparse wherever it may."""
 
 from __future__ import annotations
 
+import contextlib
 import math
+import socket
+import ssl
 import struct
+import subprocess
+import threading
 import time
 from dataclasses import replace
 from datetime import UTC, date, datetime, timedelta
 from pathlib import Path
 
+import certifi
 import numpy as np
 import pytest
+from clickhouse_driver import Client
 
 from skywave import config
 from skywave.audit import audit
-from skywave.errors import StoreError, StoreUnavailable
+from skywave.errors import EXIT_DATA, EXIT_TRY_LATER, StoreError, StoreRefused, StoreUnavailable
 from skywave.messages import Dropped, Produced
+from skywave.server import clickhouse
+from skywave.server.clickhouse import REVISION_WITHOUT_SPARSE_COLUMNS
 from skywave.server.schema import DAY_US
-from skywave.server.store import Block, Probe, Rejected, as_column, as_date, open_store, text
+from skywave.server.store import NO_DROP_LIMITS, Block, Probe, Rejected, as_column, as_date, open_store, text
 
 DAY = date(2026, 11, 24)
 BIG = 2**63 + 12345
@@ -25,11 +35,25 @@ KEYS = (b"t", "höhe'\\".encode())
 AT = 1_700_000_000_000_000
 
 
-@pytest.fixture(params=["clickhouse", "embedded"])
+@pytest.fixture(params=["old_clickhouse", "embedded", "current_clickhouse"])
 def settings(request, tmp_path, database):
+    return _settings(request, tmp_path, database)
+
+
+def _settings(request, tmp_path, database):
     if request.param == "embedded":
         return config.Store(kind="embedded", path=str(tmp_path / "store"), database=database)
-    return config.Store(port=request.getfixturevalue("clickhouse").port, database=database)
+    return config.Store(port=request.getfixturevalue(request.param).port, database=database)
+
+
+@pytest.fixture(params=["embedded", "current_clickhouse"])
+def modern(request, tmp_path, database):
+    """A store on the current engine."""
+    store = open_store(_settings(request, tmp_path, database))
+    store.migrate()
+    yield store
+    store.query(f"DROP DATABASE {store.database}")
+    store.close()
 
 
 @pytest.fixture
@@ -211,6 +235,206 @@ def test_a_newer_schema_is_refused(store):
         store.migrate()
 
 
+def test_times_that_dt_cannot_show_are_its_first_or_last_one(store):
+    created = np.array([-(2**62), -62_135_596_800_000_000, 0, AT, 4_294_967_296_000_000, 2**62])
+    store.insert_readings(replace(block(n=6), created_at=created))
+    shown = [
+        text(row[0])[:19]
+        for row in store.query(f"SELECT toString(dt) FROM {store.database}.telemetry ORDER BY created_at")
+    ]
+    made = "2023-11-14 22:13:20"
+    if store.modern:
+        first, last = "1900-01-01 00:00:00", "2299-12-31 23:59:59"
+        assert shown == [first, first, "1970-01-01 00:00:00", made, "2106-02-07 06:28:16", last]
+    else:
+        first, last = "0000-00-00 00:00:00", "2105-12-31 23:59:59"
+        assert shown == [first, first, first, made, last, last]
+
+
+def kinds_of(store):
+    return store.query(
+        f"SELECT DISTINCT table, column, serialization_kind FROM system.parts_columns WHERE database = '{store.database}'"
+        " AND serialization_kind != 'Default'"
+    )
+
+
+def test_columns_of_mostly_defaults_come_back_whole(store):
+    values = np.where(np.arange(10_000) % 1000 == 7, 3.5, 0.0)
+    values[5] = -0.0
+    zeros = block(n=10_000, values=values, keys=(b"", b"t"))
+    zeros = replace(
+        zeros, codes=(np.arange(10_000) % 500 == 3).astype(np.int64), received_at=np.zeros(10_000, np.int64)
+    )
+    store.insert_readings(zeros)
+    sql = f"SELECT data_key, data_value, received_at, day FROM {store.database}.telemetry FINAL ORDER BY seq"
+    expected = [zeros.keys[code] for code in zeros.codes], values.tolist(), [0] * 10_000
+    assert tuple(map(list, zip(*store.query(sql), strict=True)))[:3] == expected
+    batches = list(store.stream(sql.replace(", day", "")))
+    for at, column in enumerate(expected):
+        assert [value for batch in batches for value in batch.column(at).to_pylist()] == column
+    read = np.concatenate([batch.column(1).to_numpy() for batch in batches])
+    assert read.view(np.int64).tolist() == values.view(np.int64).tolist()
+
+
+def test_no_column_of_ours_is_kept_sparse_and_a_server_that_sends_sparse_ones_sends_us_none(modern, current_clickhouse):
+    modern.insert_readings(block(n=1000, values=np.zeros(1000)))
+    modern.record_streams([(n, Produced(n, 10, 0), 0) for n in range(1, 100)], 0)
+    assert kinds_of(modern) == []
+    # What the driver makes of sparse columns shows that the server does send them to whom it may.
+    sql, numpy = "SELECT toInt64(0) FROM numbers(100)", {"use_numpy": True}
+    for revision, whole in ((None, False), (REVISION_WITHOUT_SPARSE_COLUMNS, True)):
+        with Client("127.0.0.1", current_clickhouse.port, client_revision=revision, settings=numpy) as client:
+            assert isinstance(client.execute(sql, columnar=True)[0], np.ndarray) is whole
+
+
+def test_a_block_that_failed_once_is_stored_when_it_comes_again(modern):
+    """Its part was written, its quorum was not reached: the engine must not take it for done."""
+    for table in ("telemetry", "arrivals"):
+        name = f"{modern.database}.{table}"
+        modern.query(f"ALTER TABLE {name} MODIFY SETTING non_replicated_deduplication_window = 100")
+        modern.query(f"SYSTEM STOP MERGES {name}")
+    for _ in range(2):
+        modern.insert_readings(block(n=10))
+        modern.note_arrivals(f"{modern.database}.telemetry", DAY)
+    assert modern.query(f"SELECT count() FROM {modern.database}.telemetry") == [(20,)]
+    assert modern.query(f"SELECT count() FROM {modern.database}.arrivals") == [(3,)], (
+        "by the connection once, then twice"
+    )
+
+
+def test_what_is_dropped_is_gone_at_once(modern):
+    modern.query(f"CREATE TABLE {modern.database}.staging AS {modern.database}.telemetry")
+    modern.drop(f"DROP TABLE {modern.database}.staging")
+    modern.query(f"CREATE DATABASE {modern.database}_drill")
+    modern.query(f"CREATE TABLE {modern.database}_drill.t AS {modern.database}.telemetry")
+    modern.drop(f"DROP DATABASE {modern.database}_drill")
+    kept = f"SELECT count() FROM system.dropped_tables WHERE database LIKE '{modern.database}%'"
+    assert modern.query(kept) == [(0,)]
+
+
+def test_a_day_of_any_size_can_be_dropped_and_replaced(current_clickhouse, database, monkeypatch):
+    for limit in NO_DROP_LIMITS:  # what a day of more than 50 GB would meet
+        monkeypatch.setitem(clickhouse._MODERN_SETTINGS, limit, 1)
+    store = open_store(config.Store(port=current_clickhouse.port, database=database))
+    store.migrate()
+    store.insert_readings(block())
+    table, staging = f"{database}.telemetry", f"{database}.staging"
+    store.query(f"CREATE TABLE {staging} AS {table}")
+    store.query(f"INSERT INTO {staging} SELECT * FROM {table}")
+    statements = [
+        f"ALTER TABLE {table} REPLACE PARTITION '{DAY}' FROM {staging}", f"ALTER TABLE {table} DROP PARTITION '{DAY}'",
+        f"DROP TABLE {staging}", f"DROP DATABASE {database}",
+    ]  # fmt: skip
+    for statement in statements:
+        with pytest.raises(StoreRefused, match="359"):
+            store.query(statement)
+        store.drop(statement)
+    store.close()
+
+
+ALIENS = {
+    "of other columns": "telemetry (ts DateTime, device String, v Float64) ENGINE = MergeTree ORDER BY ts",
+    "of other types": "streams (client_id UInt32, stream UInt64, last_seq Int64, first_pending UInt64, oldest_at Int64,"
+    " reported_at Int64) ENGINE = ReplacingMergeTree(last_seq) ORDER BY (client_id, stream)",
+    "of another engine": "meta (name String, value String, at UInt64) ENGINE = MergeTree ORDER BY name",
+    "sorted otherwise": "arrivals (created_day Date, day Date) ENGINE = ReplacingMergeTree ORDER BY day",
+    "without its version": "meta (name String, value String, at UInt64) ENGINE = ReplacingMergeTree ORDER BY name",
+    "with other partitions": "arrivals (created_day Date, day Date) ENGINE = ReplacingMergeTree PARTITION BY day"
+    " ORDER BY (created_day, day)",
+    "that keeps nothing": "dropped (client_id UInt32, stream UInt64, first_seq UInt64, last_seq UInt64, reason String,"
+    " reported_at Int64) ENGINE = Log",
+}
+
+
+@pytest.mark.parametrize("alien", ALIENS.values(), ids=ALIENS)
+def test_beside_a_table_with_our_name_that_is_not_ours_nothing_is_made(settings, alien):
+    name = alien.partition(" ")[0]
+    store = open_store(settings)
+    store.query(f"CREATE DATABASE {store.database}")
+    store.query(f"CREATE TABLE {store.database}.{alien}")
+    for check in (store.migrate, store.check_tables):
+        with pytest.raises(StoreError, match=rf"not ours: {name} (lacks|is|has)") as refused:
+            check()
+        assert "store.database" in refused.value.hint
+    assert [text(row[0]) for row in store.query(f"SHOW TABLES FROM {store.database}")] == [name]
+    store.query(f"DROP DATABASE {store.database}")
+    store.close()
+
+
+def test_our_own_tables_are_known_again_also_with_a_column_of_somebody_elses_beside_ours(store):
+    store.query(f"ALTER TABLE {store.database}.telemetry ADD COLUMN site String DEFAULT 'here'")
+    store.migrate()
+    store.insert_readings(block())
+    assert store.check_tables() == []
+    store.query(f"DROP TABLE {store.database}.arrivals")
+    assert store.check_tables() == ["arrivals"]
+
+
 def test_an_absent_server_is_unavailable():
-    with pytest.raises(StoreUnavailable):
+    with pytest.raises(StoreUnavailable) as error:
         open_store(config.Store(port=1)).query("SELECT 1")
+    assert error.value.exit_code == EXIT_TRY_LATER
+
+
+def test_what_is_missing_is_refused_and_not_called_temporary(store):
+    for sql in (
+        "SELECT 1 FROM no_such_database.t", f"SELECT 1 FROM {store.database}.no_such_table",
+        f"SELECT no_such_column FROM {store.database}.meta",
+    ):  # fmt: skip
+        with pytest.raises(StoreRefused) as error:
+            store.query(sql)
+        assert error.value.exit_code == EXIT_DATA
+        assert "store.database" in error.value.hint
+    with pytest.raises(StoreUnavailable):  # the readings wait for somebody who mends it
+        store.insert(f"{store.database}.no_such_table", {"a": np.zeros(1, np.uint64)})
+
+
+@pytest.mark.parametrize("engine", ["old_clickhouse", "current_clickhouse"])
+def test_a_server_that_refuses_us_is_not_called_temporary(request, engine, tmp_path):
+    port = request.getfixturevalue(engine).port
+    (tmp_path / "wrong").write_text("wrong")
+    for wrong, hint in (
+        ({"password_file": str(tmp_path / "wrong")}, "password_file"), ({"user": "nobody"}, "user"),
+    ):  # fmt: skip
+        with pytest.raises(StoreRefused) as error:
+            open_store(config.Store(port=port, **wrong)).query("SELECT 1")
+        assert error.value.exit_code == EXIT_DATA
+        assert hint in error.value.hint
+
+
+@contextlib.contextmanager
+def tls_server(folder):
+    """The port of a server that shakes hands with a certificate of its own making."""
+    subprocess.run(
+        ["openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes", "-days", "2",
+         "-subj", "/CN=127.0.0.1", "-addext", "subjectAltName=IP:127.0.0.1", "-keyout", "key", "-out", "crt"],
+        cwd=folder, check=True, capture_output=True,
+    )  # fmt: skip
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(f"{folder}/crt", f"{folder}/key")
+
+    def shake_hands(listener):
+        with contextlib.suppress(OSError):
+            while True:
+                peer, _ = listener.accept()
+                with peer, contextlib.suppress(ssl.SSLError):
+                    context.wrap_socket(peer, server_side=True).close()
+
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        thread = threading.Thread(target=shake_hands, args=(listener,))
+        thread.start()
+        yield listener.getsockname()[1]
+        listener.shutdown(socket.SHUT_RDWR)
+        thread.join()
+
+
+def test_a_port_without_tls_is_named(old_clickhouse):
+    with pytest.raises(StoreRefused) as error:
+        open_store(config.Store(port=old_clickhouse.port, ca_file=certifi.where())).query("SELECT 1")
+    assert "store.port" in error.value.hint
+
+
+def test_a_certificate_that_is_not_of_our_authority_is_refused(tmp_path):
+    with tls_server(tmp_path) as port, pytest.raises(StoreRefused) as error:
+        open_store(config.Store(port=port, ca_file=certifi.where())).query("SELECT 1")
+    assert "store.ca_file" in error.value.hint
