@@ -432,10 +432,9 @@ class Ingest:
     def _within_limits(self, client_id: int, status: ClientStatus) -> _Account:
         """The account in a status, with only so many streams and declared losses as are recorded of a client in a day."""
         usage = self._used[client_id]
-        cut = [item._replace(reason=item.reason[:MAX_TOPIC]) for item in status.dropped]
         named = _within([item.stream for item in status.streams], usage.streams, STREAMS_A_DAY)
         streams = [item for item in status.streams if item.stream in named]
-        dropped = _within(cut, usage.drops, DROPS_A_DAY)
+        dropped = _within(status.dropped, usage.drops, DROPS_A_DAY)
         if len(streams) < len(status.streams) or len(dropped) < len(status.dropped):
             self._tell(
                 client_id,

@@ -171,13 +171,22 @@ def test_lines_about_a_client_are_bounded_in_length_in_number_and_obey_nothing(l
 def test_the_accounts_of_a_client_are_bounded_a_day(loop):
     for more in range(5):
         streams = [[str(more * 20_000 + number), "9", "1"] for number in range(1, 2001)]
-        loop.work(status(7, streams=streams, dropped=[["1", "1", str(more + 1), "r" * 50_000]]))
+        loop.work(status(7, streams=streams, dropped=[["1", "1", str(more + 1), "why"]]))
     assert len(loop.store.streams) == ingest.STREAMS_A_DAY
-    assert max(len(item.reason) for _, item in loop.store.dropped) <= ingest.MAX_TOPIC
+    assert {item.last for _, item in loop.store.dropped} == {1, 2, 3, 4, 5}
     recorded = {item.stream for _, ack in loop.front.acks for item in ack.recorded}
     assert recorded == {item.stream for _, item, _ in loop.store.streams}, "nothing is forgotten that was not kept"
     loop.work(status(8, streams=[["5", "1", "1"]]))
     assert loop.store.streams[-1][0] == 8
+
+
+def test_the_declared_losses_of_a_client_are_bounded_a_day(loop, monkeypatch):
+    monkeypatch.setattr(ingest, "DROPS_A_DAY", 1500)
+    for more in range(3):
+        dropped = [["1", str(number), str(number), "why"] for number in range(more * 1000 + 1, more * 1000 + 1001)]
+        loop.work(status(7, streams=[["1", "9999", "1"]], dropped=dropped))
+    assert len(loop.store.dropped) == 1500
+    assert sum(item.last - item.first + 1 for _, ack in loop.front.acks for item in ack.dropped) == 1500
 
 
 def test_few_days_of_a_client_are_in_a_group_and_the_rest_comes_later():
