@@ -21,7 +21,7 @@ import threading
 import time
 from collections import Counter, deque
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from datetime import UTC, date, datetime
 
 from .. import __version__, config, topics
@@ -45,23 +45,20 @@ REDELIVERY_S = 30.0
 """A broker is asked at most so often to send again what did not fit."""
 
 
-@dataclass(frozen=True, slots=True, eq=False)
 class Received:
     """A message and when it came: ``at`` in seconds of CLOCK_BOOTTIME, which goes on while the machine sleeps. ``settle``,
-    if it has one, is told when it is committed."""
+    if it has one, is told when it is committed; ``size`` is about the bytes that it takes."""
 
-    message: Message
-    at: float
-    client_id: int = 0
-    settle: Callable[[Received], None] | None = None
+    __slots__ = ("at", "client_id", "message", "settle", "size")
 
-    @property
-    def size(self) -> int:
-        """Bytes that it takes, about."""
-        message = self.message
-        properties = message.properties or {}
-        text = sum(map(len, properties)) + sum(map(len, properties.values())) + PROPERTY_OVERHEAD * len(properties)
-        return len(message.payload) + len(message.topic) + len(message.content_type) + text + MESSAGE_OVERHEAD
+    def __init__(
+        self, message: Message, at: float, client_id: int = 0, settle: Callable[[Received], None] | None = None
+    ) -> None:
+        self.message, self.at, self.client_id, self.settle = message, at, client_id, settle
+        self.size = len(message.payload) + len(message.topic) + len(message.content_type) + MESSAGE_OVERHEAD
+        if properties := message.properties:
+            text = sum(map(len, properties)) + sum(map(len, properties.values()))
+            self.size += text + PROPERTY_OVERHEAD * len(properties)
 
 
 class Inbox:
