@@ -14,14 +14,18 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from . import __version__, config
-from .errors import EXIT_SOFTWARE, EXIT_USAGE, ConfigError, SkywaveError
-from .service import Worker, run_until_signal, setup_logging
+from .errors import EXIT_SOFTWARE, EXIT_TRY_LATER, EXIT_USAGE, ConfigError, SkywaveError
+from .masking import mask
+from .service import Signals, Worker, run_until_signal, setup_logging
 from .visible import say, say_document, say_json, visible
 
 if TYPE_CHECKING:
     from .accepted import Entry
     from .accepting import What
     from .server.store import Store
+
+
+SERVICES = ("client", "server", "emulator")
 
 
 class ErrorGroup(click.Group):
@@ -32,7 +36,7 @@ class ErrorGroup(click.Group):
         try:
             return super().invoke(ctx)
         except SkywaveError as error:
-            say(f"Error: {error}", err=True)
+            say(f"Error: {config.masked(str(error))}", err=True)
             if error.hint:
                 say(*(f"  {line}" for line in error.hint.split("\n")), err=True)
             ctx.exit(error.exit_code)
@@ -48,7 +52,8 @@ class ErrorGroup(click.Group):
         except Exception as error:
             if isinstance(error, OSError) and error.filename is not None:
                 say(f"Error: {error.filename}: {error.strerror}", err=True)
-                ctx.exit(EXIT_USAGE)
+                # A disk may come back: a service is started again after any code but that of usage.
+                ctx.exit(EXIT_TRY_LATER if ctx.invoked_subcommand in SERVICES else EXIT_USAGE)
             say(*traceback.format_exc().splitlines(), err=True)
             ctx.exit(EXIT_SOFTWARE)  # an uncaught error would say 1, which speaks of the data
 
@@ -163,9 +168,6 @@ def fleet(brokers: tuple[str, ...], as_json: bool, **plan: Any) -> None:
     Each client is a connection of its own that speaks what `skywave client` speaks, with resends and accounts. After
     --seconds or Ctrl-C they produce no more, and it ends when all is acknowledged.
     """
-    import signal
-    import threading
-
     from .emulator.fleet import Fleet, FleetResult, Plan
 
     try:
@@ -175,15 +177,13 @@ def fleet(brokers: tuple[str, ...], as_json: bool, **plan: Any) -> None:
     if not plan["rate"] and not plan["backlog"]:
         raise click.UsageError("without --rate and --backlog there is nothing to send")
     plan["seconds"] = plan["seconds"] if plan["rate"] else 0.0
-    stop = threading.Event()
+    signals = Signals()
 
-    def end(*_: object) -> None:
-        stop.set()
-        for number in (signal.SIGINT, signal.SIGTERM):  # a second one ends it at once
-            signal.signal(number, signal.default_int_handler)
+    def stopped() -> bool:
+        if signals.count > 1:
+            raise KeyboardInterrupt  # a second one ends it at once
+        return bool(signals)
 
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, end)
     load = Fleet(Plan(brokers=where, **plan))
     if not plan["rate"]:
         load.prepare()
@@ -194,8 +194,11 @@ def fleet(brokers: tuple[str, ...], as_json: bool, **plan: Any) -> None:
         waiting = so_far.readings - so_far.acked
         say(f"{so_far.acked:,} acknowledged, {waiting:,} waiting, {so_far.acked_per_s:,} readings/s", err=True)
 
-    result = vars(load.run(stop, (lambda _: None) if as_json else tick))
-    say_json(result) if as_json else "\n".join(f"{name:16} {value}" for name, value in result.items())
+    result = vars(load.run(stopped, (lambda _: None) if as_json else tick))
+    if as_json:
+        say_json(result)
+    else:
+        say(*(f"{name:16} {value}" for name, value in result.items()))
 
 
 @main.command("fleet-check")
@@ -228,13 +231,15 @@ def fleet_check(path: str, ledger: Path, as_json: bool) -> None:
 @click.option("--watch", is_flag=True, help="Show it live until Ctrl-C.")
 @json_option
 def status(path: str | None, url: str | None, watch: bool, as_json: bool) -> None:
-    """Show the progress of a running client or server.
+    """Show the progress of a running client or server, and what is wrong with it.
 
-    Exit code 0 if it is connected and delivers, 1 if not, 75 if it does not run.
+    Exit code 0 if all is well, 1 if not (the doctor finds the same), 75 if it does not run.
     """
     from rich.console import Console
 
     from . import view
+    from .asking import fetch_status
+    from .care.findings import judge, wrong
 
     if (path is None) == (url is None):
         raise click.UsageError("give either --config or --url")
@@ -246,12 +251,12 @@ def status(path: str | None, url: str | None, watch: bool, as_json: bool) -> Non
     if watch:
         view.watch(url, Console())
         return
-    snapshot = view.fetch_status(url)
+    snapshot = fetch_status(url)
     if as_json:
         say_json(snapshot)
     else:
         Console().print(view.status_panel(snapshot))
-    sys.exit(0 if snapshot["connected"] and snapshot["accepting"] else 1)
+    sys.exit(1 if wrong(judge(snapshot)) else 0)
 
 
 def _numbers(_: click.Context, __: click.Parameter, words: tuple[str, ...]) -> tuple[What, ...]:
@@ -313,7 +318,7 @@ def audit(
 
 
 def _account(settings: config.Server, client_id: int | None) -> dict[str, Any]:
-    from . import view
+    from .asking import fetch
     from .audit import audit_shards
     from .errors import StoreUnavailable
 
@@ -322,7 +327,7 @@ def _account(settings: config.Server, client_id: int | None) -> dict[str, Any]:
     except StoreUnavailable:
         if settings.store.kind != "embedded" or not settings.http.port:
             raise
-        return view.fetch(f"{settings.http.url}/audit", 600)
+        return fetch(f"{settings.http.url}/audit", 600)
 
 
 def _show_account(document: dict[str, Any], as_json: bool) -> None:
@@ -452,13 +457,14 @@ def doctor(path: str | None, wait: float, services: bool, as_json: bool) -> None
 
     from . import view
     from .care.doctor import wait_until_well
+    from .care.findings import wrong
 
     findings = [finding for file in _installed(path) for finding in wait_until_well(file, wait, services)]
     if as_json:
         say_json([finding._asdict() for finding in findings])
     else:
         Console().print(view.findings_table(findings))
-    sys.exit(0 if all(finding.ok for finding in findings) else 1)
+    sys.exit(1 if wrong(findings) else 0)
 
 
 @main.command("gate")
@@ -511,7 +517,7 @@ def certificates() -> None:
 )
 @click.option("--days", default=14, show_default=True, help="Fail if one expires within as many days.")
 def certificates_take(folder: Path, days: int) -> None:
-    """Put the files of FOLDER/next in place if the broker accepts them, restart what uses them, and go back if a service
+    """Put the files of FOLDER/next in place if the brokers accept them, restart what uses them, and go back if a service
     does not come back. Then look when the certificates in use expire.
     """
     from .care.certificates import CertificateError, expiries, take
@@ -543,9 +549,10 @@ def demo(seconds: float, rate: float, seed: int | None, keep: Path | None, pictu
 
     Exit code 1 if one is lost or doubled.
     """
+    signals = Signals()  # before the imports, which take a while
     from .demo import run_demo
 
-    sys.exit(0 if run_demo(seconds, rate, seed, keep, as_json, picture) else 1)
+    sys.exit(0 if run_demo(seconds, rate, seed, keep, as_json, picture, signals) else 1)
 
 
 @main.group()
@@ -577,7 +584,8 @@ def rejected_list(path: str, client_id: int | None, limit: int, as_json: bool) -
     from . import view
     from .server import rejected as rejects
 
-    rows = rejects.find(_stores(config.load(path, config.Server)), client_id, limit)
+    with _opened(config.load(path, config.Server)) as stores:
+        rows = rejects.find(stores, client_id, limit)
     if as_json:
         say_json(rows)
     else:
@@ -616,7 +624,8 @@ def rejected_show(
     """Show one rejected message. SHA256 may be cut short as long as it is unambiguous."""
     from .server import rejected as rejects
 
-    row = rejects.get(_stores(config.load(path, config.Server)), sha256, client_id, batch)
+    with _opened(config.load(path, config.Server)) as stores:
+        row = rejects.get(stores, sha256, client_id, batch)
     if raw:
         sys.stdout.buffer.write(row.payload)
         return
@@ -638,7 +647,8 @@ def rejected_replay(path: str, sha256: str, client_id: int | None, batch: tuple[
     from .server import rejected as rejects
 
     settings = config.load(path, config.Server)
-    stored = rejects.replay(_stores(settings), settings, sha256, client_id, batch)
+    with _opened(settings) as stores:
+        stored = rejects.replay(stores, settings, sha256, client_id, batch)
     say(f"stored {stored} readings" if stored else "it was stored already")
 
 
@@ -658,8 +668,8 @@ def config_check(file: str) -> None:
 @config_group.command("show")
 @click.argument("file", type=click.Path(dir_okay=False))
 def config_show(file: str) -> None:
-    """Print FILE with every setting, its default and its documentation."""
-    say_document(config.show(_settings(file)))
+    """Print FILE with every setting, its default and its documentation; what looks like a secret is masked."""
+    say_document(mask(config.show(_settings(file))))
 
 
 def _settings(file: str) -> Any:

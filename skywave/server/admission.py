@@ -106,6 +106,8 @@ class Admission:
         ``today`` is the server's UTC date, ``at`` when the message came (seconds of CLOCK_BOOTTIME), ``arrived`` the day on
         which it came, if that was not today.
         """
+        if message.fault:
+            raise PoisonError(message.fault)
         if len(message.payload) > MAX_MESSAGE_BYTES:
             raise PoisonError(f"has {len(message.payload)} bytes, at most {MAX_MESSAGE_BYTES} are taken")
         if is_batch(message):

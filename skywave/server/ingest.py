@@ -28,7 +28,7 @@ from typing import NamedTuple, TypeVar
 
 from .. import config, topics
 from ..batch import Name
-from ..errors import PoisonError, StoreBusy, StoreError, StoreUnavailable
+from ..errors import CredentialError, PoisonError, StoreBusy, StoreError, StoreUnavailable
 from ..messages import EARLIEST, Ack, ClientStatus, Dropped, Produced, Range, merge
 from ..mqtt import Message
 from .admission import MAX_INSERT_BYTES, Admission, Admitted, build_block, is_batch, name_and_count
@@ -148,6 +148,7 @@ class Ingest:
         self._quota: dict[int, int] = {}  # bytes of poison kept of a client on that day
         self._admission = Admission(settings.ingest, random.SystemRandom().randrange(1, 2**63))
         self.progress_at = time.monotonic()
+        self.asks_store = False
         self.store_error = ""
         self.clock_is_set = True
         self.readings = self.batches = self.inserts = self.duplicates = self.look_ups = 0
@@ -449,9 +450,10 @@ class Ingest:
         since = time.monotonic()
         while True:
             self.progress_at = time.monotonic()
+            self.asks_store = True
             try:
                 result = work()
-            except (StoreUnavailable, StoreError) as error:
+            except (StoreUnavailable, StoreError, CredentialError) as error:
                 away_s = time.monotonic() - since
                 if isinstance(error, StoreBusy) and away_s < self._settings.pause_after:  # its turn comes soon
                     if self._stopping.is_set():
@@ -470,6 +472,8 @@ class Ingest:
                 self._stopping.wait(pause * random.uniform(0.5, 1.0))
                 pause = min(pause * 2, RETRY_MAX_S)
                 continue
+            finally:
+                self.asks_store = False
             if self.store_error:
                 log.info("store: is back after %.1f s", time.monotonic() - since)
             self.store_error = ""

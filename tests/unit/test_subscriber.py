@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from datetime import date
 
 import pytest
 
 from skywave import config, topics
 from skywave.batch import CONTENT_TYPE
-from skywave.messages import ServerStatus
+from skywave.messages import ClientStatus, ServerStatus
 from skywave.mqtt import RECEIVE_MAXIMUM, Message
+from skywave.server.service import UNHEARD_S, ServerProcess
 from skywave.server.subscriber import KEPT_BESIDE_OTHERS_S, KEPT_S, Inbox, Subscriber
 
 
@@ -195,3 +197,24 @@ def test_what_the_broker_says_it_dropped_is_told_when_it_grows(server, caplog):
         hear(server, Message(topics.BROKER_DROPPED, number))
     assert [record.args[1] for record in caplog.records] == [5, 9]
     assert subscriber.broker_dropped == 0
+
+
+def test_a_server_that_hears_of_waiting_readings_and_gets_none_says_so():
+    process = ServerProcess(config.parse({"name": "s"}, config.Server))
+    late = ClientStatus(True, "1", oldest_unacked_s=2 * UNHEARD_S)
+
+    def told():
+        return next(cause.why for cause in process._causes() if cause.name == "data")
+
+    process.subscriber.links[0].connected = True
+    process.shards[0].clients[5] = late
+    assert not told(), "not yet"
+    process.subscriber.data_at -= 2 * UNHEARD_S
+    assert "readings of a client wait" in told()
+    process.subscriber._receive(process.subscriber.links[0], Message(topics.client_status(5), b"{}"))
+    assert told(), "a status is no reading"
+    process.subscriber._receive(process.subscriber.links[0], Message(topics.data(6), b"[]"))
+    assert not told()
+    process.subscriber.data_at -= 2 * UNHEARD_S
+    process.shards[0].clients[5] = replace(late, online=False)
+    assert not told(), "it is switched off"
