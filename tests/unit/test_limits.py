@@ -12,11 +12,11 @@ from datetime import timedelta
 import pytest
 
 from skywave import config, topics
-from skywave.batch import CONTENT_TYPE, Name, encode
+from skywave.batch import CONTENT_TYPE, MAX_READINGS, Name, encode
 from skywave.errors import PoisonError, StoreBusy
 from skywave.messages import Range
 from skywave.mqtt import Message
-from skywave.server import admission, ingest
+from skywave.server import admission, foreign, ingest
 from skywave.server.admission import Admission
 from skywave.server.ingest import Ingest, Stopped
 from skywave.server.store import REJECTED_OVERHEAD
@@ -187,6 +187,20 @@ def test_the_declared_losses_of_a_client_are_bounded_a_day(loop, monkeypatch):
         loop.work(status(7, streams=[["1", "9999", "1"]], dropped=dropped))
     assert len(loop.store.dropped) == 1500
     assert sum(item.last - item.first + 1 for _, ack in loop.front.acks for item in ack.dropped) == 1500
+
+
+def test_a_message_has_a_bound_in_bytes_and_in_readings(loop):
+    reading = {"created_at": 1, "data_key": "k", "data_value": 1}
+    too_many = json.dumps([reading] * (foreign.MAX_READINGS + 1)).encode()
+    too_long = json.dumps([{**reading, "note": "x" * admission.MAX_MESSAGE_BYTES}]).encode()
+    loop.work(Message(topics.data(7), too_many), Message(topics.data(7), too_long), batch(7, 1, count=MAX_READINGS + 1))
+    assert [row.payload for row in loop.store.poison[:2]] == [too_many, too_long]
+    assert "at most" in loop.store.poison[0].reason and "at most" in loop.store.poison[1].reason
+    assert len(loop.store.poison) == 3 and not loop.store.blocks
+    loop.work(
+        Message(topics.data(7), json.dumps([reading] * foreign.MAX_READINGS).encode()), batch(7, 1, count=MAX_READINGS)
+    )
+    assert sum(map(len, loop.store.blocks)) == foreign.MAX_READINGS + MAX_READINGS
 
 
 def test_few_days_of_a_client_are_in_a_group_and_the_rest_comes_later():
