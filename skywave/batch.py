@@ -23,7 +23,7 @@ from typing import Any, NamedTuple
 import pyarrow as pa
 
 from .errors import PoisonError
-from .messages import MAX_KEY
+from .messages import MAX_KEY, MAX_NUMBER
 
 CONTENT_TYPE = "application/vnd.apache.arrow.stream"
 FORMAT_VERSION = "1"
@@ -31,7 +31,7 @@ MAX_READINGS = 100_000
 """Most readings in one batch that a server takes. Far below one INSERT's bound of a million rows."""
 MAX_DECODED_BYTES = 16 << 20
 """Most bytes that the buffers of one batch may declare to decompress to. Checked before anything is allocated."""
-MAX_SEQ = 2**63 - 1
+MAX_SEQ = MAX_NUMBER
 REMEMBERED_FROM = 16
 REMEMBERED_BYTES = 1 << 14
 COMPRESSIONS = ("lz4", "zstd", "none")

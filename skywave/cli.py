@@ -2,20 +2,30 @@
 
 from __future__ import annotations
 
-import json
+import contextlib
+import getpass
+import os
 import sys
 import traceback
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from . import __version__, config
-from .errors import EXIT_SOFTWARE, EXIT_USAGE, ConfigError, SkywaveError
-from .service import Worker, run_until_signal, setup_logging
+from .errors import EXIT_SOFTWARE, EXIT_TRY_LATER, EXIT_USAGE, ConfigError, SkywaveError
+from .masking import mask
+from .service import Signals, Worker, run_until_signal, setup_logging
+from .visible import say, say_document, say_json, visible
 
 if TYPE_CHECKING:
+    from .accepted import Entry
+    from .accepting import What
     from .server.store import Store
+
+
+SERVICES = ("client", "server", "emulator")
 
 
 class ErrorGroup(click.Group):
@@ -26,13 +36,13 @@ class ErrorGroup(click.Group):
         try:
             return super().invoke(ctx)
         except SkywaveError as error:
-            click.echo(f"Error: {error}", err=True)
+            say(f"Error: {config.masked(str(error))}", err=True)
             if error.hint:
-                click.echo(f"  {error.hint}", err=True)
+                say(*(f"  {line}" for line in error.hint.split("\n")), err=True)
             ctx.exit(error.exit_code)
         except ModuleNotFoundError as error:
-            click.echo(f"Error: {error.name} is not installed", err=True)
-            click.echo(
+            say(f"Error: {error.name} is not installed", err=True)
+            say(
                 "  Install the part you need: pip install 'skywave[client]', [server], [archive] or [embedded].",
                 err=True,
             )
@@ -41,9 +51,10 @@ class ErrorGroup(click.Group):
             raise
         except Exception as error:
             if isinstance(error, OSError) and error.filename is not None:
-                click.echo(f"Error: {error.filename}: {error.strerror}", err=True)
-                ctx.exit(EXIT_USAGE)
-            traceback.print_exc()
+                say(f"Error: {error.filename}: {error.strerror}", err=True)
+                # A disk may come back: a service is started again after any code but that of usage.
+                ctx.exit(EXIT_TRY_LATER if ctx.invoked_subcommand in SERVICES else EXIT_USAGE)
+            say(*traceback.format_exc().splitlines(), err=True)
             ctx.exit(EXIT_SOFTWARE)  # an uncaught error would say 1, which speaks of the data
 
 
@@ -157,9 +168,6 @@ def fleet(brokers: tuple[str, ...], as_json: bool, **plan: Any) -> None:
     Each client is a connection of its own that speaks what `skywave client` speaks, with resends and accounts. After
     --seconds or Ctrl-C they produce no more, and it ends when all is acknowledged.
     """
-    import signal
-    import threading
-
     from .emulator.fleet import Fleet, FleetResult, Plan
 
     try:
@@ -169,27 +177,28 @@ def fleet(brokers: tuple[str, ...], as_json: bool, **plan: Any) -> None:
     if not plan["rate"] and not plan["backlog"]:
         raise click.UsageError("without --rate and --backlog there is nothing to send")
     plan["seconds"] = plan["seconds"] if plan["rate"] else 0.0
-    stop = threading.Event()
+    signals = Signals()
 
-    def end(*_: object) -> None:
-        stop.set()
-        for number in (signal.SIGINT, signal.SIGTERM):  # a second one ends it at once
-            signal.signal(number, signal.default_int_handler)
+    def stopped() -> bool:
+        if signals.count > 1:
+            raise KeyboardInterrupt  # a second one ends it at once
+        return bool(signals)
 
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, end)
     load = Fleet(Plan(brokers=where, **plan))
     if not plan["rate"]:
         load.prepare()
 
-    click.echo(f"connecting {plan['clients']} clients to {', '.join(brokers)}", err=True)
+    say(f"connecting {plan['clients']} clients to {', '.join(brokers)}", err=True)
 
     def tick(so_far: FleetResult) -> None:
         waiting = so_far.readings - so_far.acked
-        click.echo(f"{so_far.acked:,} acknowledged, {waiting:,} waiting, {so_far.acked_per_s:,} readings/s", err=True)
+        say(f"{so_far.acked:,} acknowledged, {waiting:,} waiting, {so_far.acked_per_s:,} readings/s", err=True)
 
-    result = vars(load.run(stop, (lambda _: None) if as_json else tick))
-    click.echo(json.dumps(result) if as_json else "\n".join(f"{name:16} {value}" for name, value in result.items()))
+    result = vars(load.run(stopped, (lambda _: None) if as_json else tick))
+    if as_json:
+        say_json(result)
+    else:
+        say(*(f"{name:16} {value}" for name, value in result.items()))
 
 
 @main.command("fleet-check")
@@ -208,11 +217,11 @@ def fleet_check(path: str, ledger: Path, as_json: bool) -> None:
         for store in stores:
             store.close()
     if as_json:
-        click.echo(json.dumps(found))
+        say_json(found)
     else:
         for client_id, why in found["wrong"].items():
-            click.echo(f"client {client_id}: {why}")
-        click.echo(f"{found['stored']:,} readings stored, {len(found['wrong'])} clients differ from the ledger")
+            say(f"client {client_id}: {why}")
+        say(f"{found['stored']:,} readings stored, {len(found['wrong'])} clients differ from the ledger")
     sys.exit(1 if found["wrong"] else 0)
 
 
@@ -222,13 +231,15 @@ def fleet_check(path: str, ledger: Path, as_json: bool) -> None:
 @click.option("--watch", is_flag=True, help="Show it live until Ctrl-C.")
 @json_option
 def status(path: str | None, url: str | None, watch: bool, as_json: bool) -> None:
-    """Show the progress of a running client or server.
+    """Show the progress of a running client or server, and what is wrong with it.
 
-    Exit code 0 if it is connected and delivers, 1 if not, 75 if it does not run.
+    Exit code 0 if all is well, 1 if not (the doctor finds the same), 75 if it does not run.
     """
     from rich.console import Console
 
     from . import view
+    from .asking import fetch_status
+    from .care.findings import judge, wrong
 
     if (path is None) == (url is None):
         raise click.UsageError("give either --config or --url")
@@ -240,42 +251,122 @@ def status(path: str | None, url: str | None, watch: bool, as_json: bool) -> Non
     if watch:
         view.watch(url, Console())
         return
-    snapshot = view.fetch_status(url)
+    snapshot = fetch_status(url)
     if as_json:
-        click.echo(json.dumps(snapshot))
+        say_json(snapshot)
     else:
         Console().print(view.status_panel(snapshot))
-    sys.exit(0 if snapshot["connected"] and snapshot["accepting"] else 1)
+    sys.exit(1 if wrong(judge(snapshot)) else 0)
+
+
+def _numbers(_: click.Context, __: click.Parameter, words: tuple[str, ...]) -> tuple[What, ...]:
+    from .accepting import What
+
+    try:
+        return tuple(What.parse(word) for word in words)
+    except ValueError as error:
+        raise click.BadParameter(visible(error)) from error
 
 
 @main.command()
 @config_option
 @click.option("--client", "client_id", type=click.IntRange(1), help="Only this client.")
+@click.option("--accept", "accepts", multiple=True, callback=_numbers, metavar="CLIENT[/STREAM[/FIRST-LAST]]",
+              help="Put on record that what is missing of these numbers now is lost. all: of everybody's.")  # fmt: skip
+@click.option("--correct", "corrects", multiple=True, callback=_numbers, metavar="CLIENT/STREAM/LAST",
+              help="Put on record that a stream produced no reading after LAST, whatever its client said.")  # fmt: skip
+@click.option("--take-back", "takes_back", multiple=True, callback=_numbers, metavar="CLIENT[/STREAM[/FIRST-LAST]]",
+              help="Take back what was put on record of these numbers.")  # fmt: skip
+@click.option("--reason", default="", help="Why, with --accept, --correct and --take-back.")
+@click.option("--by", "name", default="", help="Who says so; the user who runs it if not given.")
+@click.option("--accepted", "listing", is_flag=True, help="List what is on record instead.")
 @json_option
-def audit(path: str, client_id: int | None, as_json: bool) -> None:
-    """Account for every reading: produced = stored + pending + rejected + expired + declared lost.
+def audit(
+    path: str, client_id: int | None, accepts: tuple[What, ...], corrects: tuple[What, ...],
+    takes_back: tuple[What, ...], reason: str, name: str, listing: bool, as_json: bool,
+) -> None:  # fmt: skip
+    """Account for every reading: produced = stored + pending + rejected + expired + declared lost + accepted.
 
     CONFIG is the server's file. Produced is what the clients say, never what the table holds. Exit code 1 if a reading
     is missing or doubled, 75 if the store cannot be asked.
-    """
-    from rich.console import Console
 
-    from . import view
+    After a disaster, or with an outbox that was destroyed, readings are missing for ever. Once you know why, accept them with
+    a reason: `--accept 12 --reason "edge 12 burnt down"`. They leave the verdict and stay in the account, as accepted; what
+    goes missing later is seen, and what arrives after all is stored. Only what is missing at that moment is put on record.
+
+    A status that was forged or damaged names readings that never were: `--correct 12/8273645/5000` says that this stream ended
+    with reading 5000. If that client still runs, restart it then: it begins a new stream, with an account of its own.
+
+    What is doubled cannot be accepted: it is in the table, and can be deleted there.
+    """
+    from .accepted import LOST, TAKEN_BACK, VOID
+
+    settings = config.load(path, config.Server)
+    changes = [(TAKEN_BACK, what) for what in takes_back]
+    changes += [(VOID, what) for what in corrects] + [(LOST, what) for what in accepts]
+    if bool(changes) != bool(reason.strip()):
+        raise click.UsageError("--accept, --correct and --take-back need a --reason, and a --reason needs one of them")
+    if listing:
+        if changes:
+            raise click.UsageError("--accepted only lists")
+        _list_accepted(settings, client_id, as_json)
+        return
+    noted = _note_accepted(settings, changes, reason, name) if changes else []
+    document = _account(settings, client_id) | ({"noted": [entry.as_json() for entry in noted]} if changes else {})
+    _show_account(document, as_json)
+    sys.exit(0 if document["clean"] else 1)
+
+
+def _account(settings: config.Server, client_id: int | None) -> dict[str, Any]:
+    from .asking import fetch
     from .audit import audit_shards
     from .errors import StoreUnavailable
 
-    settings = config.load(path, config.Server)
     try:
-        document = audit_shards(_stores(settings), client_id).as_json()
+        return audit_shards(_stores(settings), client_id).as_json()
     except StoreUnavailable:
         if settings.store.kind != "embedded" or not settings.http.port:
             raise
-        document = view.fetch(f"{settings.http.url}/audit", 600)
+        return fetch(f"{settings.http.url}/audit", 600)
+
+
+def _show_account(document: dict[str, Any], as_json: bool) -> None:
+    from rich.console import Console
+
+    from . import view
+
     if as_json:
-        click.echo(json.dumps(document))
+        say_json(document)
     else:
+        if entries := document.get("noted"):
+            Console().print(view.accepted_table(entries))
         Console().print(view.audit_table(document))
-    sys.exit(0 if document["clean"] else 1)
+
+
+def _list_accepted(settings: config.Server, client_id: int | None, as_json: bool) -> None:
+    from rich.console import Console
+
+    from . import accepted, view
+
+    with _opened(settings) as stores:
+        entries = [entry.as_json() for store in stores for entry in accepted.entries(store, client_id)]
+    if as_json:
+        say_json({"accepted": entries})
+    else:
+        Console().print(view.accepted_table(entries))
+
+
+def _note_accepted(settings: config.Server, changes: list[tuple[str, What]], reason: str, name: str) -> list[Entry]:
+    """Puts the changes on record, one after the other: each is judged by the account as the ones before have left it."""
+    from .accepting import note
+    from .server.store import place
+
+    name = name or os.environ.get("SUDO_USER") or getpass.getuser()
+    noted = []
+    with _opened(settings) as stores:
+        for kind, what in changes:
+            noted += note(stores, place(settings.store), kind, what, reason.strip(), name)
+    return noted
 
 
 @main.group()
@@ -297,9 +388,9 @@ def store_migrate(path: str, fill_arrivals: bool) -> None:
     settings = config.load(path, config.Server).store
     for name, shard in zip(shard_names(settings) or ["store"], open_shards(settings), strict=True):
         shard.migrate()
-        click.echo(f"{name}: tables are there")
+        say(f"{name}: tables are there")
         for day in shard.note_all_arrivals() if fill_arrivals else ():
-            click.echo(f"{name}: arrivals of {day} are filled")
+            say(f"{name}: arrivals of {day} are filled")
         shard.close()
 
 
@@ -327,7 +418,7 @@ def store_rebuild(path: str, data: Path) -> None:
         (metadata / f"{table}.sql").write_text(statement, encoding="utf-8")
     (data / "flags").mkdir(exist_ok=True)
     (data / "flags" / "force_restore_data").touch()
-    click.echo(f"{data} is prepared; start the server, and look at system.replicas")
+    say(f"{data} is prepared; start the server, and look at system.replicas")
 
 
 def _installed(path: str | None) -> list[Path]:
@@ -366,13 +457,14 @@ def doctor(path: str | None, wait: float, services: bool, as_json: bool) -> None
 
     from . import view
     from .care.doctor import wait_until_well
+    from .care.findings import wrong
 
     findings = [finding for file in _installed(path) for finding in wait_until_well(file, wait, services)]
     if as_json:
-        click.echo(json.dumps([finding._asdict() for finding in findings]))
+        say_json([finding._asdict() for finding in findings])
     else:
         Console().print(view.findings_table(findings))
-    sys.exit(0 if all(finding.ok for finding in findings) else 1)
+    sys.exit(1 if wrong(findings) else 0)
 
 
 @main.command("gate")
@@ -393,10 +485,10 @@ def gate_command(clients: tuple[int, ...], release: str, within: float, path: st
         raise ConfigError("this host has no server", "Run it on a server.")
     passages = gate(settings[0], clients, release, within)
     if as_json:
-        click.echo(json.dumps([passage._asdict() for passage in passages]))
+        say_json([passage._asdict() for passage in passages])
     else:
         for passage in passages:
-            click.echo(f"client {passage.client_id}: {'passed' if passage.passed else 'FAILED'}: {passage.seen}")
+            say(f"client {passage.client_id}: {'passed' if passage.passed else 'FAILED'}: {passage.seen}")
     sys.exit(0 if all(passage.passed for passage in passages) else 1)
 
 
@@ -408,7 +500,7 @@ def bundle(path: str | None, output: Path) -> None:
     from .care.bundle import write_bundle
 
     names = write_bundle(output, _installed(path))
-    click.echo(f"{output}: {len(names)} files")
+    say(f"{output}: {len(names)} files")
 
 
 @main.group()
@@ -425,16 +517,16 @@ def certificates() -> None:
 )
 @click.option("--days", default=14, show_default=True, help="Fail if one expires within as many days.")
 def certificates_take(folder: Path, days: int) -> None:
-    """Put the files of FOLDER/next in place if the broker accepts them, restart what uses them, and go back if a service
+    """Put the files of FOLDER/next in place if the brokers accept them, restart what uses them, and go back if a service
     does not come back. Then look when the certificates in use expire.
     """
     from .care.certificates import CertificateError, expiries, take
 
     services = {f"skywave-{path.stem}.service": settings for path, settings in _services(None).items()}
     for name in take(folder, services):
-        click.echo(f"{name}: taken")
+        say(f"{name}: taken")
     for expiry in expiries(sorted({*folder.glob("*.crt"), *folder.glob("*.pem")})):
-        click.echo(f"{expiry.file}: {expiry.subject} until {expiry.not_after:%Y-%m-%d}")
+        say(f"{expiry.file}: {expiry.subject} until {expiry.not_after:%Y-%m-%d}")
         if expiry.days < days:
             raise CertificateError(
                 f"{expiry.file} expires in {expiry.days:.1f} days", "Run the playbook rotate-certs.yml."
@@ -457,9 +549,10 @@ def demo(seconds: float, rate: float, seed: int | None, keep: Path | None, pictu
 
     Exit code 1 if one is lost or doubled.
     """
+    signals = Signals()  # before the imports, which take a while
     from .demo import run_demo
 
-    sys.exit(0 if run_demo(seconds, rate, seed, keep, as_json, picture) else 1)
+    sys.exit(0 if run_demo(seconds, rate, seed, keep, as_json, picture, signals) else 1)
 
 
 @main.group()
@@ -471,6 +564,12 @@ def _stores(settings: config.Server) -> list[Store]:
     from .server.store import open_shards
 
     return open_shards(settings.store)
+
+
+@contextlib.contextmanager
+def _opened(settings: config.Server) -> Iterator[list[Store]]:
+    with contextlib.ExitStack() as stack:
+        yield [stack.enter_context(contextlib.closing(shard)) for shard in _stores(settings)]
 
 
 @rejected.command("list")
@@ -485,47 +584,72 @@ def rejected_list(path: str, client_id: int | None, limit: int, as_json: bool) -
     from . import view
     from .server import rejected as rejects
 
-    rows = rejects.find(_stores(config.load(path, config.Server)), client_id, limit)
+    with _opened(config.load(path, config.Server)) as stores:
+        rows = rejects.find(stores, client_id, limit)
     if as_json:
-        click.echo(json.dumps(rows))
+        say_json(rows)
     else:
         Console().print(view.rejected_table(rows))
 
 
+def _batch(_: click.Context, __: click.Parameter, value: str | None) -> tuple[int, int] | None:
+    if value is None:
+        return None
+    stream, slash, first = value.partition("/")
+    if not (slash and stream.isdecimal() and first.isdecimal()):
+        raise click.BadParameter("must be like 8273645/1001")
+    return int(stream), int(first)
+
+
+def _address(command: Callable[..., None]) -> Callable[..., None]:
+    """The arguments that name one rejected message."""
+    for option in (
+        click.option("--batch", callback=_batch, metavar="STREAM/FIRST_SEQ",
+                     help="Of this name, if a client sent the same bytes under several."),
+        click.option("--client", "client_id", type=click.IntRange(0), help="Of this client, if several sent the same bytes."),
+        click.argument("sha256"),
+        config_option,
+    ):  # fmt: skip
+        command = option(command)
+    return command
+
+
 @rejected.command("show")
-@config_option
-@click.argument("sha256")
+@_address
 @click.option("--raw", is_flag=True, help="Write the message's bytes to standard output, and nothing else.")
 @json_option
-def rejected_show(path: str, sha256: str, raw: bool, as_json: bool) -> None:
+def rejected_show(
+    path: str, sha256: str, client_id: int | None, batch: tuple[int, int] | None, raw: bool, as_json: bool
+) -> None:
     """Show one rejected message. SHA256 may be cut short as long as it is unambiguous."""
     from .server import rejected as rejects
 
-    row = rejects.get(_stores(config.load(path, config.Server)), sha256)
+    with _opened(config.load(path, config.Server)) as stores:
+        row = rejects.get(stores, sha256, client_id, batch)
     if raw:
         sys.stdout.buffer.write(row.payload)
         return
     document: dict[str, Any] = rejects.as_json(row)
     document["payload_start"] = repr(row.payload[:200])
     if as_json:
-        click.echo(json.dumps(document))
+        say_json(document)
     else:
-        click.echo("\n".join(f"{name:14} {value}" for name, value in document.items()))
+        say(*(f"{name:14} {value}" for name, value in document.items()))
 
 
 @rejected.command("replay")
-@config_option
-@click.argument("sha256")
-def rejected_replay(path: str, sha256: str) -> None:
-    """Try to store a rejected message with this version.
+@_address
+def rejected_replay(path: str, sha256: str, client_id: int | None, batch: tuple[int, int] | None) -> None:
+    """Try to store a rejected message with this version, as if it came today.
 
     It stays among the rejected; the audit counts its readings as stored from then on. Doing it twice changes nothing.
     """
     from .server import rejected as rejects
 
     settings = config.load(path, config.Server)
-    stored = rejects.replay(_stores(settings), settings, sha256)
-    click.echo(f"stored {stored} readings" if stored else "it was stored already")
+    with _opened(settings) as stores:
+        stored = rejects.replay(stores, settings, sha256, client_id, batch)
+    say(f"stored {stored} readings" if stored else "it was stored already")
 
 
 @main.group("config")
@@ -538,14 +662,14 @@ def config_group() -> None:
 def config_check(file: str) -> None:
     """Say whether FILE is a valid configuration of a client, a server or the archive; exit code 2 if not."""
     found = _settings(file)
-    click.echo(f"{file}: a valid {type(found).__name__.lower()} configuration")
+    say(f"{file}: a valid {type(found).__name__.lower()} configuration")
 
 
 @config_group.command("show")
 @click.argument("file", type=click.Path(dir_okay=False))
 def config_show(file: str) -> None:
-    """Print FILE with every setting, its default and its documentation."""
-    click.echo(config.show(_settings(file)))
+    """Print FILE with every setting, its default and its documentation; what looks like a secret is masked."""
+    say_document(mask(config.show(_settings(file))))
 
 
 def _settings(file: str) -> Any:

@@ -4,7 +4,8 @@ A key that is unknown is an error that names the nearest known one; so is a valu
 Every setting carries its own documentation (``doc``), from which ``config show`` and docs/configuration.md are made.
 Secrets never stand in a configuration: a setting that ends in ``_file`` names a file that holds one, or a certificate. A
 relative path there is looked up in ``$CREDENTIALS_DIRECTORY`` (systemd's ``LoadCredential=``) when that is set; a command
-that is given a file of an installed host sets it by itself.
+that is given a file of an installed host sets it by itself. Any other relative path counts from the service's state
+directory, elsewhere from the folder of the configuration file, and never from where a command was started.
 """
 
 from __future__ import annotations
@@ -13,26 +14,41 @@ import dataclasses
 import difflib
 import json
 import os
+import re
 import socket
 import tomllib
 import types
 import typing
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
-from .errors import ConfigError
-from .messages import MAX_KEY
+from .errors import ConfigError, CredentialError
+from .messages import MAX_KEY, MAX_LABELS
 
 T = TypeVar("T")
 INSTALLED = Path("/etc/skywave")
 """Where an installed host has its configurations, and in ``credentials`` what they name."""
+STATE = "/var/lib/skywave-{}"
+"""What an installed host's service of that name writes (``StateDirectory=`` of its unit)."""
+MAX_NAME = 200
 Check = tuple[float | None, float | None] | tuple[str, ...]
+DATA, CREDENTIAL = "data", "credential"
+"""What a path leads to; from where a relative one counts follows from it."""
+
+_CONTROL = re.compile("[\x00-\x1f\x7f-\x9f]")
+_IDENTIFIER = re.compile("[A-Za-z_][A-Za-z0-9_]*")
+_SECRETS = re.compile(
+    r"""(?ix) (\b(?:ssl)?password\s*=\s*) (?:'(?:[^'\\]|\\.)*'? | [^\s&'"]+)  # of a libpq connection string or a URL's query
+    | ((?:://)?[^\s/@:'",]{0,64}:) (?!/)\S{1,200} (?=@)  # of a URL, or before a host's name"""
+)
 
 
-def setting(default: Any, doc: str, check: Check | None = None) -> Any:
-    """A dataclass field with documentation. ``check`` is (lowest, highest) for a number, or the allowed strings."""
-    metadata = {"doc": doc, "check": check}
+def setting(default: Any, doc: str, check: Check | None = None, path: str = "") -> Any:
+    """A dataclass field with documentation. ``check`` is (lowest, highest) for a number, or the allowed strings; ``path``
+    is ``DATA`` or ``CREDENTIAL`` for one."""
+    metadata = {"doc": doc, "check": check, "path": path}
     if isinstance(default, dict):
         return field(default_factory=dict, metadata=metadata)
     if default is ...:
@@ -43,8 +59,10 @@ def setting(default: Any, doc: str, check: Check | None = None) -> Any:
 def addresses(text: str) -> list[tuple[str, int]]:
     """Hosts and ports of a list like "a:1, b:2"; raises ``ValueError``."""
     pairs = [address.strip().rpartition(":") for address in text.split(",")]
-    if not all(host and port.isdecimal() and port.isascii() and 0 < int(port) < 65536 for host, _, port in pairs):
-        raise ValueError(f"{text!r} is no list of host:port")
+    if set("@/") & set(text) or not all(
+        host and port.isdecimal() and port.isascii() and 0 < int(port) < 65536 for host, _, port in pairs
+    ):
+        raise ValueError(f"{_shown(text)} is no list of host:port")
     found = [(host.strip("[]"), int(port)) for host, _, port in pairs]
     if len(set(found)) < len(found):
         raise ValueError(f"{text!r} names one twice")
@@ -63,10 +81,10 @@ class Mqtt:
         "no server is there; a server listens to all.",
     )
     username: str = setting("", "User name, if the broker asks for one.")
-    password_file: str = setting("", "File that holds the password.")
-    ca_file: str = setting("", "CA certificate that signed the broker's; setting it turns TLS on.")
-    cert_file: str = setting("", "This host's certificate, for mutual TLS.")
-    key_file: str = setting("", "Private key of cert_file.")
+    password_file: str = setting("", "File that holds the password.", path=CREDENTIAL)
+    ca_file: str = setting("", "CA certificate that signed the broker's; setting it turns TLS on.", path=CREDENTIAL)
+    cert_file: str = setting("", "This host's certificate, for mutual TLS.", path=CREDENTIAL)
+    key_file: str = setting("", "Private key of cert_file.", path=CREDENTIAL)
     keepalive: int = setting(30, "Seconds between pings on an idle connection.", (5, 3600))
 
     def brokers(self) -> list[Mqtt]:
@@ -86,8 +104,9 @@ class Http:
 
     @property
     def url(self) -> str:
-        """Where to ask it."""
-        return f"http://{self.host}:{self.port}"
+        """Where to ask it from this host."""
+        host = {"0.0.0.0": "127.0.0.1", "::": "::1", "": "127.0.0.1"}.get(self.host, self.host)
+        return f"http://[{host}]:{self.port}" if ":" in host else f"http://{host}:{self.port}"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -97,6 +116,12 @@ class Sensor:
     host: str = setting("127.0.0.1", "Sensor's host name or address.")
     port: int = setting(..., "Sensor's TCP port.", (1, 65535))
     key: str = setting("", "data_key of its readings; the sensor's name if empty.")
+    stall_after: float = setting(
+        0.0,
+        "Seconds of silence after which it is reported as stalled. 0: intake.stall_after, or three times its usual pause "
+        "between readings where that is longer.",
+        (0, 1e6),
+    )
     acknowledged: bool = setting(
         False,
         "The sensor numbers its readings and keeps them until the client has committed them (docs/formats.md): then not "
@@ -123,7 +148,9 @@ class Intake:
         (0, 1),
     )
     stall_after: float = setting(
-        30.0, "A sensor that is silent for as many seconds is reported as stalled.", (0.1, 1e6)
+        30.0,
+        "A sensor that is silent for as many seconds is reported as stalled, unless its readings usually come more seldom.",
+        (0.1, 1e6),
     )
     reconnect_max: float = setting(10.0, "Longest pause in seconds between attempts to reach a sensor.", (0.1, 3600))
 
@@ -133,17 +160,29 @@ class Outbox:
     """The local database that holds every reading until the server has committed it."""
 
     kind: str = setting("sqlite", "sqlite (embedded) or postgresql.", ("sqlite", "postgresql"))
-    path: str = setting("outbox.sqlite", "sqlite: the database file.")
+    path: str = setting("outbox.sqlite", "sqlite: the database file.", path=DATA)
     dsn: str = setting("", "postgresql: libpq connection string without a password.")
-    password_file: str = setting("", "postgresql: file that holds the password.")
+    password_file: str = setting("", "postgresql: file that holds the password.", path=CREDENTIAL)
     max_bytes: int = setting(1 << 30, "Most bytes of undelivered batches to keep.", (1 << 16, None))
     min_free_disk: int = setting(256 << 20, "Bytes that must stay free on the disk of disk_path.", (0, None))
-    disk_path: str = setting("", "Where to look for free disk space; the folder of path for sqlite.")
+    disk_path: str = setting("", "Where to look for free disk space; the folder of path for sqlite.", path=DATA)
+    require_mount: str = setting(
+        "",
+        "A folder on which a file system must be mounted before the outbox is opened or made: without its disk a client "
+        "waits, instead of beginning a new outbox on another disk.",
+        path=DATA,
+    )
     when_full: str = setting(
         "block",
         "block: stop reading the sensors, TCP pushes back. drop_oldest: delete the oldest batches and declare them lost.",
         ("block", "drop_oldest"),
     )
+
+    def missing_mount(self) -> str:
+        """Why ``require_mount`` is not fulfilled, "" if it is."""
+        if not self.require_mount or os.path.ismount(self.require_mount):
+            return ""
+        return f"nothing is mounted on {self.require_mount} (outbox.require_mount)"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -196,10 +235,10 @@ class Store:
     host: str = setting("127.0.0.1", "clickhouse: host name or address.")
     port: int = setting(9000, "clickhouse: port of the native protocol (9440 is usual with TLS).", (1, 65535))
     user: str = setting("default", "clickhouse: user name.")
-    password_file: str = setting("", "clickhouse: file that holds the password.")
-    ca_file: str = setting("", "clickhouse: CA certificate; setting it turns TLS on.")
+    password_file: str = setting("", "clickhouse: file that holds the password.", path=CREDENTIAL)
+    ca_file: str = setting("", "clickhouse: CA certificate; setting it turns TLS on.", path=CREDENTIAL)
     database: str = setting("telemetry", "Database that holds the tables.")
-    path: str = setting("store", "embedded: folder of the database.")
+    path: str = setting("store", "embedded: folder of the database.", path=DATA)
     timeout: float = setting(30.0, "Seconds to wait for an answer before the outcome counts as unknown.", (1, 3600))
     sync: str = setting(
         "none",
@@ -207,7 +246,7 @@ class Store:
         "each acknowledgement (for a ClickHouse on this host that does not sync by itself).",
         ("none", "filesystem"),
     )
-    data_path: str = setting("/var/lib/clickhouse", 'Folder whose file system sync = "filesystem" syncs.')
+    data_path: str = setting("/var/lib/clickhouse", 'Folder whose file system sync = "filesystem" syncs.', path=DATA)
     shards: dict[str, Shard] = setting({}, "A cluster's shards by name, instead of host and port.")
     quorum: int = setting(
         2,
@@ -264,7 +303,7 @@ KINDS: dict[str, type[Client] | type[Server]] = {"client": Client, "server": Ser
 
 def load(path: str | Path, kind: type[T]) -> T:
     """Reads the TOML file ``path`` as ``kind``; raises ``ConfigError`` with the file and key in its message."""
-    return parse(_read(path), kind, str(path))
+    return _located(parse(_read(path), kind, str(path)), Path(path).absolute())
 
 
 def load_any(path: str | Path) -> Client | Server:
@@ -273,9 +312,10 @@ def load_any(path: str | Path) -> Client | Server:
     body = _read(path)
     if "target" in body:
         raise ConfigError(f"{path}: an archive's configuration", "skywave-archive reads it.")
+    file = Path(path).absolute()
     if "client_id" in body or "sensors" in body:
-        return parse(body, Client, str(path))
-    return parse(body, Server, str(path))
+        return _located(parse(body, Client, str(path)), file)
+    return _located(parse(body, Server, str(path)), file)
 
 
 def is_archive(path: str | Path) -> bool:
@@ -288,22 +328,60 @@ def parse(body: dict[str, Any], kind: type[T], where: str = "configuration") -> 
     config: T = _build(body, kind, where, "")
     if isinstance(config, Client | Server):
         _check_host(config.mqtt.host, "mqtt.host", where)
+        _check_host(config.http.host, "http.host", where)
         try:
             config.mqtt.brokers()
         except ValueError as error:
             raise ConfigError(f"{where}: mqtt.others: {error}", 'For example "b2:8883, b3:8883".') from error
     if isinstance(config, Client):
         _check_client(config, where)
-    if isinstance(store := getattr(config, "store", None), Store):
-        _check_shards(store, where)
+    if isinstance(config, Server):
+        _check_server_name(config.server_name, where)
+    if isinstance(store := config if isinstance(config, Store) else getattr(config, "store", None), Store):
+        _check_store(store, where)
     return config
 
 
 def load_store(path: str | Path) -> Store:
     """The ``[store]`` of any configuration file; raises ``ConfigError``."""
     store: Store = _build(_read(path).get("store", {}), Store, str(path), "store")
-    _check_shards(store, str(path))
-    return store
+    _check_store(store, str(path))
+    return _located(store, Path(path).absolute())
+
+
+def _located(config: T, file: Path) -> T:
+    """The settings of ``file`` with its relative paths made absolute."""
+    changes: dict[str, Any] = {}
+    for item in dataclasses.fields(config):  # type: ignore[arg-type]
+        value = getattr(config, item.name)
+        if dataclasses.is_dataclass(value):
+            changes[item.name] = _located(value, file)
+        elif value and (leads_to := item.metadata.get("path", "")):
+            changes[item.name] = located(value, file, leads_to)
+    return dataclasses.replace(config, **changes)  # type: ignore[type-var]
+
+
+def located(path: str, file: Path, leads_to: str = DATA) -> str:
+    """The path of a setting in the configuration file ``file``: absolute, but for a credential that systemd provides."""
+    if leads_to == CREDENTIAL:
+        return path if "CREDENTIALS_DIRECTORY" in os.environ else str(file.parent / path)
+    if file.parent == INSTALLED:
+        return str(STATE.format(file.stem) / Path(path))
+    return str(Path(os.environ.get("STATE_DIRECTORY", "").split(":")[0] or file.parent, path))
+
+
+def secret_files(path: str | Path) -> list[str]:
+    """The files of passwords that the settings of a configuration name; raises ``ConfigError``."""
+    file = Path(path).absolute()
+
+    def named(table: dict[str, Any]) -> Iterator[str]:
+        for key, value in table.items():
+            if isinstance(value, dict):
+                yield from named(value)
+            elif key.endswith("password_file") and isinstance(value, str):
+                yield located(value, file, CREDENTIAL)
+
+    return list(named(_read(path)))
 
 
 def _read(path: str | Path) -> dict[str, Any]:
@@ -322,9 +400,21 @@ def _read(path: str | Path) -> dict[str, Any]:
 
 
 def _check_host(host: str, path: str, where: str) -> None:
-    if host.count(":") == 1:
+    if not host.strip():
         raise ConfigError(
-            f"{where}: {path} must be a name or an address, not {host!r}", "The port is a setting of its own."
+            f"{where}: {path} is empty", "Give a name or an address; 0.0.0.0 listens on all of this host's."
+        )
+    if host.count(":") == 1 or "/" in host or "@" in host or host.startswith("["):
+        raise ConfigError(
+            f"{where}: {path} must be a name or an address, not {_shown(host)}", "The port is a setting of its own."
+        )
+
+
+def _check_name(name: str, path: str, where: str) -> None:
+    """Names that people read in logs and metrics."""
+    if not name.strip() or _CONTROL.search(name) or len(name) > MAX_KEY:
+        raise ConfigError(
+            f"{where}: {path}: {_shown(name)} is no name", f"It has 1 to {MAX_KEY} letters and no control characters."
         )
 
 
@@ -333,19 +423,42 @@ def _check_client(config: Client, where: str) -> None:
         raise ConfigError(f"{where}: no sensors", "Add a table like [sensors.temperature] with a port.")
     if len(config.sensors) > 32_000:
         raise ConfigError(f"{where}: more than 32000 sensors", "Split them over several clients.")
+    if len(config.labels) > MAX_LABELS:
+        raise ConfigError(f"{where}: more than {MAX_LABELS} labels", "Servers take no more.")
     for name, sensor in config.sensors.items():
-        if len(sensor.key or name) > MAX_KEY:
-            raise ConfigError(f"{where}: sensors.{name}: its key has more than {MAX_KEY} letters")
-        _check_host(sensor.host, f"sensors.{name}.host", where)
+        _check_name(name, "sensors", where)
+        _check_name(sensor.key or name, f"sensors.{name}: its key", where)
+        if sensor.host.count(":") == 1:  # any other is tried: one sensor's name is no reason to read none
+            _check_host(sensor.host, f"sensors.{name}.host", where)
+    for name, value in config.labels.items():
+        _check_name(name, "labels", where)
+        if len(value) > MAX_KEY:
+            raise ConfigError(f"{where}: labels.{name} has more than {MAX_KEY} letters")
     if config.outbox.kind == "postgresql" and not config.outbox.dsn:
         raise ConfigError(f"{where}: outbox.dsn is missing", 'For example dsn = "host=/run/postgresql dbname=skywave".')
 
 
-def _check_shards(store: Store, where: str) -> None:
+def _check_server_name(name: str, where: str) -> None:
+    """It is a level of a topic, and stands in each acknowledgement."""
+    if name != name.strip() or not name or set("/+#") & set(name) or _CONTROL.search(name) or len(name) > MAX_NAME:
+        raise ConfigError(
+            f"{where}: {_shown(name)} cannot be a server's name",
+            f"Set name: 1 to {MAX_NAME} letters without / + #, control characters and spaces at its ends.",
+        )
+
+
+def _check_store(store: Store, where: str) -> None:
+    """The names stand in statements."""
     _check_host(store.host, "store.host", where)
+    if not _IDENTIFIER.fullmatch(store.database):
+        raise ConfigError(f"{where}: store.database {_shown(store.database)} must be a plain name",
+                          "Use letters, digits and _.")  # fmt: skip
+    if not re.fullmatch("[A-Za-z0-9_.-]+", store.cluster):
+        raise ConfigError(f"{where}: store.cluster {_shown(store.cluster)} must be a plain name",
+                          "Use letters, digits, _ . and -.")  # fmt: skip
     known: set[tuple[str, int]] = set()
     for name, shard in store.shards.items():
-        if not (name.isalnum() and name.isascii()):
+        if not (name.isalnum() and name.isascii() and len(name) <= MAX_NAME):
             raise ConfigError(
                 f"{where}: store.shards.{name}: a shard's name must be of letters and digits",
                 "It stands in the archive's file names and in ClickHouse's macros, and can never be changed.",
@@ -370,7 +483,7 @@ def _check_shards(store: Store, where: str) -> None:
 
 def _build(body: Any, kind: Any, where: str, prefix: str) -> Any:
     if not isinstance(body, dict):
-        raise ConfigError(f"{where}: {prefix or 'the file'} must be a table, not {body!r}")
+        raise ConfigError(f"{where}: {prefix or 'the file'} must be a table, not {_shown(body)}")
     fields = {f.name: f for f in dataclasses.fields(kind)}
     hints = typing.get_type_hints(kind)
     for key in body:
@@ -381,10 +494,27 @@ def _build(body: Any, kind: Any, where: str, prefix: str) -> Any:
     values = {}
     for name, item in fields.items():
         if name in body:
-            values[name] = _value(body[name], hints[name], item.metadata.get("check"), where, _path(prefix, name))
+            value = _value(body[name], hints[name], item.metadata.get("check"), where, _path(prefix, name))
+            if isinstance(value, str):
+                _check_text(value, item, where, prefix, "password_file" in fields)
+            values[name] = value
         elif item.default is dataclasses.MISSING and item.default_factory is dataclasses.MISSING:
             raise ConfigError(f"{where}: {_path(prefix, name)} is missing", str(item.metadata["doc"]))
     return kind(**values)
+
+
+def _check_text(value: str, item: dataclasses.Field[Any], where: str, prefix: str, has_file: bool) -> None:
+    path = _path(prefix, item.name)
+    if "\0" in value:
+        raise ConfigError(f"{where}: {path} has a character of code 0")
+    if masked(value) != value:
+        place = f"Put it into a file of its own, and name that in {_path(prefix, 'password_file')}." if has_file else ""
+        raise ConfigError(f"{where}: {path} has a password in it", place or "Secrets never stand in a configuration.")
+    if item.metadata.get("path") and (value.startswith("~") or (not value.strip() and value != item.default)):
+        raise ConfigError(
+            f"{where}: {path} must be a path, not {_shown(value)}",
+            "Write it in full: a service has no home folder, and an empty path is a mistake.",
+        )
 
 
 def _value(value: Any, hint: Any, check: Check | None, where: str, path: str) -> Any:
@@ -398,18 +528,29 @@ def _value(value: Any, hint: Any, check: Check | None, where: str, path: str) ->
     if hint is float and isinstance(value, int) and not isinstance(value, bool):
         value = float(value)
     if not isinstance(value, hint) or isinstance(value, bool) is not (hint is bool):
-        raise ConfigError(f"{where}: {path} must be {_type_name(hint)}, not {value!r}")
+        raise ConfigError(f"{where}: {path} must be {_type_name(hint)}, not {_shown(value)}")
     if check and isinstance(check[0], str):
         if value not in check:
-            raise ConfigError(f"{where}: {path} must be one of {', '.join(map(str, check))}, not {value!r}")
+            raise ConfigError(f"{where}: {path} must be one of {', '.join(map(str, check))}, not {_shown(value)}")
     elif check:
         low, high = typing.cast(tuple[float | None, float | None], check)
         if not ((low is None or value >= low) and (high is None or value <= high)):  # NaN fails both
             bounds = " and ".join(
                 f"{word} {b:g}" for word, b in (("at least", low), ("at most", high)) if b is not None
             )
-            raise ConfigError(f"{where}: {path} must be {bounds}, not {value!r}")
+            raise ConfigError(f"{where}: {path} must be {bounds}, not {_shown(value)}")
     return value
+
+
+def masked(text: str) -> str:
+    """The text without the passwords that stand in it as they do in connection strings and URLs."""
+    if "@" not in text and "password" not in text.lower():
+        return text
+    return _SECRETS.sub(lambda found: f"{found[1] or found[2]}***", text)
+
+
+def _shown(value: Any) -> str:
+    return masked(repr(value))[:MAX_NAME]
 
 
 def _type_name(hint: type) -> str:
@@ -443,7 +584,7 @@ def _key(name: str) -> str:
 
 
 def _toml(value: Any) -> str:
-    return json.dumps(value)
+    return masked(json.dumps(value))
 
 
 def credential(path: str) -> str:
@@ -452,13 +593,13 @@ def credential(path: str) -> str:
 
 
 def secret(path: str) -> str:
-    """The content of a secret's file without its final line break; "" for an empty path. Raises ``ConfigError``."""
+    """The content of a secret's file without its final line break; "" for an empty path. Raises ``CredentialError``."""
     full = credential(path)
     try:
         return Path(full).read_text(encoding="utf-8").rstrip("\r\n") if full else ""
     except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(
+        raise CredentialError(
             f"{full}: {error.strerror if isinstance(error, OSError) else error}",
             "The file must exist and be readable by this user. A relative path counts from $CREDENTIALS_DIRECTORY, or from"
-            " where the command was started.",
+            " the folder of the configuration.",
         ) from error

@@ -31,9 +31,11 @@ from rich.table import Table
 from rich.text import Text
 
 from . import config
+from .asking import NotRunning, fetch_status
 from .emulator.sensor import KINDS, read_ledger
 from .errors import SkywaveError
-from .view import NotRunning, fetch_status
+from .service import Signals
+from .visible import say, say_json
 
 CLIENT_ID = 1
 DRAIN_TIMEOUT_S = 60.0
@@ -89,18 +91,19 @@ class Result:
 
 @dataclass
 class Demo:
-    """One run. ``rate`` is in readings/s of all sensors together."""
+    """One run. ``rate`` is in readings/s of all sensors together. A first signal ends the sending, a second one all."""
 
     seconds: float
     rate: float
     seed: int
     folder: Path
+    signals: Signals
     quiet: bool = False
     picture: Path | None = None
     console: Console = field(default_factory=Console)
 
     def __post_init__(self) -> None:
-        self._children: dict[str, subprocess.Popen[bytes]] = {}
+        self._children: dict[str, subprocess.Popen[Any]] = {}
         self._events: list[str] = []
         self._started = time.monotonic()
         self._outages = 0
@@ -109,7 +112,6 @@ class Demo:
 
     def run(self) -> Result:
         """Runs it all; Ctrl-C ends the sending early, and the account is taken of what was sent until then."""
-        previous = signal.signal(signal.SIGINT, self._interrupt)
         try:
             self._write_configs()
             with self._screen():
@@ -121,13 +123,14 @@ class Demo:
             return result
         finally:
             self._stop_all()
-            signal.signal(signal.SIGINT, previous)
 
-    def _interrupt(self, *_: Any) -> None:
-        if self._interrupted:
+    def _look_at_signals(self) -> None:
+        """Raises ``KeyboardInterrupt`` at the second one."""
+        if self.signals.count > 1:
             raise KeyboardInterrupt
-        self._interrupted = True
-        self._note("Ctrl-C: stops sending and takes the account; once more to give up")
+        if self.signals and not self._interrupted:
+            self._interrupted = True
+            self._note("Ctrl-C: no more is sent, the account is taken; once more to give up")
 
     # -- parts ---------------------------------------------------------------------------------------------------
 
@@ -292,16 +295,19 @@ class Demo:
         return self._run("skywave_archive", command, "--config", str(self.folder / "archive.toml"), "--json", *options)
 
     def _run(self, module: str, *arguments: str) -> dict[str, Any]:
-        done = subprocess.run(
+        self._children[module] = child = subprocess.Popen(
             [sys.executable, "-m", module, *arguments],
-            capture_output=True,
-            text=True,
-            check=False,
-            start_new_session=True,
-        )
-        if done.returncode != 0:
-            raise DemoFailed(f"{module} {arguments[0]} ended with code {done.returncode}", done.stderr.strip()[-500:])
-        document: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+            stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True,
+        )  # fmt: skip
+        while True:
+            self._look_at_signals()
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                output, errors = child.communicate(timeout=0.25)
+                break
+        del self._children[module]
+        if child.returncode != 0:
+            raise DemoFailed(f"{module} {arguments[0]} ended with code {child.returncode}", errors.strip()[-500:])
+        document: dict[str, Any] = json.loads(output.splitlines()[-1])
         return document
 
     # -- the screen ----------------------------------------------------------------------------------------------
@@ -326,14 +332,15 @@ class Demo:
     def _note(self, event: str) -> None:
         self._events.append(f"{time.monotonic() - self._started:6.1f} s  {event}")
         if not (self.console.is_terminal and not self.quiet):
-            print(self._events[-1], file=sys.stderr if self.quiet else sys.stdout, flush=True)
+            say(self._events[-1], err=self.quiet)
 
     def _pause(self, seconds: float) -> None:
+        self._look_at_signals()
         if self._live:
             self._live.update(self._view(), refresh=True)
         elif time.monotonic() > self._line_at and not self.quiet:
             self._line_at = time.monotonic() + 2
-            print(self._line(self._status("client"), self._status("server")), flush=True)
+            say(self._line(self._status("client"), self._status("server")))
         if self.picture and self._outages and time.monotonic() - self._started > 0.72 * self.seconds:
             self._draw(self.picture)
             self.picture = None
@@ -401,7 +408,13 @@ def compare(sent: Any, stored: Any) -> tuple[int, int]:
 
 
 def run_demo(
-    seconds: float, rate: float, seed: int | None, keep: Path | None, as_json: bool, picture: Path | None
+    seconds: float,
+    rate: float,
+    seed: int | None,
+    keep: Path | None,
+    as_json: bool,
+    picture: Path | None,
+    signals: Signals,
 ) -> bool:
     """Runs the demo and prints its result; True if nothing was lost or doubled."""
     seed = int(time.time()) % 100_000 if seed is None else seed
@@ -409,7 +422,7 @@ def run_demo(
     folder.mkdir(parents=True, exist_ok=True)
     if any(folder.iterdir()):
         raise DemoFailed(f"{folder} is not empty", "Give --keep a new folder.")
-    demo = Demo(seconds, rate, seed, folder, quiet=as_json, picture=picture)
+    demo = Demo(seconds, rate, seed, folder, signals, quiet=as_json, picture=picture)
     try:
         result = demo.run()
     except SkywaveError:
@@ -419,10 +432,10 @@ def run_demo(
         if not keep:
             shutil.rmtree(folder, ignore_errors=True)
     if as_json:
-        print(json.dumps({**vars(result), "seed": seed}))
+        say_json({**vars(result), "seed": seed})
     else:
         sign = "=" if result.clean else "?"
-        print(
+        say(
             f"produced {result.produced:,} {sign} stored {result.stored:,} {sign} archived {result.archived:,} {sign}"
             f" restored {result.restored:,}, lost {result.lost}, doubled {result.doubled}"
             f"   ({result.readings_per_s:,.0f} readings/s, {result.outages} broker outage, seed {seed})"

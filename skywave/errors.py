@@ -30,6 +30,13 @@ class ConfigError(SkywaveError):
     exit_code = EXIT_USAGE
 
 
+class CredentialError(ConfigError):
+    """A password, key or certificate cannot be read now: its disk may be away, its file may be about to be replaced. What
+    does not need it goes on, and a service is started again."""
+
+    exit_code = EXIT_TRY_LATER
+
+
 class PoisonError(SkywaveError):
     """Bytes from the network that can never be stored as readings. ``str(error)`` is the reason that is kept."""
 

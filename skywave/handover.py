@@ -8,12 +8,15 @@ client that stops gives its sensors' sockets to systemd, which gives them to the
 from __future__ import annotations
 
 import json
+import logging
 import os
 import socket
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 from .service import notify
+
+log = logging.getLogger(__name__)
 
 FIRST_DESCRIPTOR = 3  # sd_listen_fds(3)
 NOTES = "notes"
@@ -48,13 +51,20 @@ def take_over() -> list[Kept]:
     found = {name: FIRST_DESCRIPTOR + number for number, name in enumerate(names[:count])}
     for name in found:
         notify(f"FDSTOREREMOVE=1\nFDNAME={name}")
-    notes: list[dict[str, Any]] = []
-    if NOTES in found:
-        with os.fdopen(found.pop(NOTES), encoding="utf-8") as file:
-            file.seek(0)
-            notes = json.load(file)
+    notes = _read_notes(found.pop(NOTES)) if NOTES in found else []
     sockets = {name: socket.socket(fileno=descriptor) for name, descriptor in found.items()}
     kept = [Kept(sockets.pop(f"socket-{n}"), note) for n, note in enumerate(notes) if f"socket-{n}" in sockets]
     for stray in sockets.values():  # their notes are gone: nobody knows where a frame begins
         stray.close()
     return kept
+
+
+def _read_notes(descriptor: int) -> list[dict[str, Any]]:
+    """None if the process before was killed while it wrote them, or was of a release that wrote others."""
+    with os.fdopen(descriptor, encoding="utf-8") as file:
+        file.seek(0)
+        try:
+            return [dict(note) for note in json.load(file)]
+        except (ValueError, TypeError) as error:
+            log.warning("connections that were handed over are given up, their notes cannot be read: %s", error)
+            return []

@@ -1,7 +1,8 @@
 """The three JSON messages that client and server exchange beside the batches, strict both ways.
 
 64-bit numbers travel as decimal strings, because JSON numbers lose digits above 2**53 in most languages.
-A message that does not parse raises ``PoisonError``; the reader counts it and goes on.
+A message that does not parse raises ``PoisonError``; the reader counts it and goes on. All that the other side keeps is
+bounded here: how many rows, how long a text, and numbers that its database can hold.
 """
 
 from __future__ import annotations
@@ -17,6 +18,15 @@ from .errors import PoisonError
 
 VERSION = 1
 MAX_BYTES = 1 << 20
+MAX_NUMBER = 2**63 - 1
+"""The highest number of a reading, and the highest that an outbox can hold: its databases know signed numbers alone."""
+MAX_STREAMS = 1 << 15
+"""Streams in a status. One of a client that could not tell a server for long fills ``MAX_BYTES`` with fewer."""
+MAX_DROPPED = 1000
+"""Declared losses in a status; the next ones follow when these are confirmed."""
+MAX_LABELS = 64
+MAX_TEXT = 1000
+"""Letters of a name, a label, a version or a reason."""
 MAX_KEY = 1000
 """Letters of a data_key: it stands in the statement that looks a batch up."""
 EARLIEST = date(2025, 1, 1)
@@ -85,8 +95,8 @@ class Ack:
             _date(body),
             stored=[Range(*_numbers(row, 3)) for row in _rows(body, "stored")],
             rejected=[Range(*_numbers(row, 3)) for row in _rows(body, "rejected")],
-            recorded=[Produced(*_numbers(row, 3)) for row in _rows(body, "recorded")],
-            dropped=[Range(*_numbers(row, 3)) for row in _rows(body, "dropped")],
+            recorded=[Produced(*_held(row, MAX_NUMBER)) for row in _rows(body, "recorded")],
+            dropped=[Range(*_held(row, MAX_NUMBER)) for row in _rows(body, "dropped")],
         )
 
 
@@ -150,16 +160,16 @@ class ClientStatus:
         """The message in ``payload``; raises ``PoisonError``."""
         body = _load(payload, "client status")
         labels = body.get("labels", {})
-        if not isinstance(labels, dict):
-            raise PoisonError("client status: labels must be a table of strings")
+        if not isinstance(labels, dict) or len(labels) > MAX_LABELS:
+            raise PoisonError(f"client status: labels must be a table of at most {MAX_LABELS} strings")
         for item in labels.items():
             for word in item:
                 _unicode("client status: a label", word)
         dropped = []
-        for row in _rows(body, "dropped"):
+        for row in _rows(body, "dropped", MAX_DROPPED):
             if len(row) != 4:
                 raise PoisonError("client status: a dropped range needs stream, first, last and reason")
-            stream, first, last = _numbers(row[:3], 3)
+            stream, first, last = _held(row[:3])
             dropped.append(Dropped(stream, first, last, _unicode("client status: a reason", row[3])))
         return cls(
             online=body.get("online") is True,
@@ -169,7 +179,7 @@ class ClientStatus:
             backlog_readings=_count(body, "backlog_readings"),
             backlog_bytes=_count(body, "backlog_bytes"),
             oldest_unacked_s=float(_count(body, "oldest_unacked_s", _MAX_AGE_S)),
-            streams=[Produced(*_numbers(row, 3)) for row in _rows(body, "streams")],
+            streams=[Produced(*_held(row)) for row in _rows(body, "streams", MAX_STREAMS)],
             dropped=dropped,
         )
 
@@ -199,7 +209,7 @@ def _load(payload: bytes, what: str) -> dict[str, Any]:
     if not isinstance(body, dict):
         raise PoisonError(f"{what}: is not a JSON object")
     if body.get("v") != VERSION:
-        raise PoisonError(f"{what}: has version {body.get('v')!r}, this one reads {VERSION}")
+        raise PoisonError(f"{what}: has version {body.get('v')!r:.50}, this one reads {VERSION}")
     return body
 
 
@@ -211,6 +221,8 @@ def _text(body: dict[str, Any], name: str) -> str:
 def _unicode(name: str, value: Any) -> str:
     if not isinstance(value, str):
         raise PoisonError(f"{name} must be a string")
+    if len(value) > MAX_TEXT:
+        raise PoisonError(f"{name} has {len(value)} letters, at most {MAX_TEXT} are taken")
     if _SURROGATE.search(value):
         raise PoisonError(f"{name} is not valid Unicode")
     return value
@@ -228,13 +240,15 @@ def _date(body: dict[str, Any]) -> date:
     try:
         return date.fromisoformat(value)
     except ValueError as error:
-        raise PoisonError(f"date {value!r} is not like 2026-01-31") from error
+        raise PoisonError(f"date {value!r:.50} is not like 2026-01-31") from error
 
 
-def _rows(body: dict[str, Any], name: str) -> list[list[Any]]:
+def _rows(body: dict[str, Any], name: str, most: int | None = None) -> list[list[Any]]:
     rows = body.get(name, [])
     if not isinstance(rows, list) or not all(isinstance(row, list) for row in rows):
         raise PoisonError(f"{name} must be a list of lists")
+    if most is not None and len(rows) > most:
+        raise PoisonError(f"{name} has {len(rows)} rows, at most {most} are taken")
     return rows
 
 
@@ -244,4 +258,12 @@ def _numbers(row: list[Any], length: int) -> list[int]:
     numbers = [int(item) for item in row]
     if max(numbers) >= 2**64:
         raise PoisonError(f"{row!r:.100} exceeds 64 bits")
+    return numbers
+
+
+def _held(row: list[Any], highest_stream: int = 2**64 - 1) -> list[int]:
+    """A stream and two numbers of it that the reader is going to keep. (What is only compared may have all 64 bits.)"""
+    numbers = _numbers(row, 3)
+    if numbers[0] > highest_stream or max(numbers[1:]) > MAX_NUMBER:
+        raise PoisonError(f"{row!r:.100} has a number that no stream can have, they end at {MAX_NUMBER}")
     return numbers

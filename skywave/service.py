@@ -9,11 +9,13 @@ import http.server
 import json
 import logging
 import os
+import select
 import signal
 import socket
 import sys
 import threading
 import time
+import weakref
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,9 +26,11 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metri
 from prometheus_client.registry import Collector
 
 from . import config
-from .errors import ConfigError
+from .visible import LineFormatter, visible
 
 log = logging.getLogger(__name__)
+
+LISTEN_RETRY_S = 5.0
 
 Snapshot = dict[str, Any]
 
@@ -40,12 +44,19 @@ def setup_logging(level: str = "INFO") -> None:
 
 
 def _formatter() -> logging.Formatter:
-    formatter = logging.Formatter("%(asctime)s.%(msecs)03dZ %(levelname)-7s %(message)s", "%Y-%m-%dT%H:%M:%S")
+    formatter = _Formatter("%(asctime)s.%(msecs)03dZ %(levelname)-7s %(message)s", "%Y-%m-%dT%H:%M:%S")
     formatter.converter = time.gmtime
     return formatter
 
 
-class _JournalFormatter(logging.Formatter):
+class _Formatter(LineFormatter):
+    """No password gets into a log, whatever library wrote the line."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        return config.masked(super().format(record))
+
+
+class _JournalFormatter(_Formatter):
     _PRIORITIES = ((logging.ERROR, 3), (logging.WARNING, 4), (logging.INFO, 6), (0, 7))
 
     def format(self, record: logging.LogRecord) -> str:
@@ -68,29 +79,56 @@ def notify(state: str, *descriptors: int) -> None:
             log.warning("systemd does not listen: %s", error)
 
 
+class Signals:
+    """SIGTERM and SIGINT as a flag; ``count`` says how many came.
+
+    A handler runs between any two steps of the main thread: while that holds a lock, prints, or renders a screen. So it sets a
+    flag and does nothing else. The flag is an eventfd as well, which takes no lock and ends a wait at once.
+    """
+
+    def __init__(self) -> None:
+        self.count = 0
+        self._flag = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
+        weakref.finalize(self, os.close, self._flag).atexit = False
+        self._poll = select.poll()
+        self._poll.register(self._flag, select.POLLIN)
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, self._note)
+
+    def _note(self, *_: Any) -> None:
+        self.count += 1
+        os.eventfd_write(self._flag, 1)
+
+    def __bool__(self) -> bool:
+        return self.count > 0
+
+    def wait(self, seconds: float) -> bool:
+        """Waits until a signal has come, but not longer than that; True if one has."""
+        self._poll.poll(max(0.0, seconds) * 1000)
+        return self.count > 0
+
+
 def run_until_signal(healthy: Callable[[], str], status_line: Callable[[], str], interval: float = 60.0) -> None:
     """Returns at SIGTERM or SIGINT, or raises ``SystemExit(70)`` when a loop has died.
 
     ``healthy`` returns "" or what is wrong; while it says "" the watchdog is fed. One status line is logged a period.
     A reason that starts with ``dead`` means that a thread has ended by an error: then the process ends as well.
     """
-    stopping = threading.Event()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda *_: stopping.set())
+    signals = Signals()
     notify("READY=1")
     complaint = ""
     log_at = time.monotonic() + interval
-    while not stopping.wait(1.0):
+    while not signals.wait(1.0):
         problem = healthy()
         if problem.startswith("dead"):
             log.critical("%s; the service ends, so that it can be started afresh", problem)
-            notify(f"STATUS={problem}")
+            notify(f"STATUS={visible(problem)}")
             raise SystemExit(70)
         if problem and problem != complaint:
             log.error("no progress: %s", problem)
         complaint = problem
         if not problem:
-            notify(f"WATCHDOG=1\nSTATUS={status_line()}")
+            notify(f"WATCHDOG=1\nSTATUS={visible(status_line())}")
         if time.monotonic() >= log_at:
             log_at += interval
             log.info("%s", status_line())
@@ -154,21 +192,76 @@ def _look_up(value: Any, path: list[str], key: str = "") -> list[tuple[str, Any]
     return _look_up(value[path[0]], path[1:], key) if path[0] in value else []
 
 
-def serve_figures(
-    settings: config.Http,
+class _Server(http.server.ThreadingHTTPServer):
+    daemon_threads = True
+
+    def __init__(self, host: str, port: int, handler: type[http.server.BaseHTTPRequestHandler]) -> None:
+        found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+        family, *_, address = min(found, key=lambda item: item[0] != socket.AF_INET)
+        self.address_family = family
+        super().__init__((str(address[0]), port), handler)
+
+    def handle_error(self, _request: Any, _client_address: Any) -> None:
+        """Who asks may go away at any time; anything else is told."""
+        if not isinstance(error := sys.exc_info()[1], OSError):
+            log.error("figures cannot be shown", exc_info=error)
+
+
+class FiguresServer:
+    """Serves ``/status`` (the snapshot as JSON), ``/metrics`` (Prometheus) and ``more`` documents in a thread, unless
+    ``settings.port`` is 0.
+
+    Figures are secondary: while the port is taken, or the address not there yet, the process works without them,
+    ``trouble`` says why, and it is tried again.
+    """
+
+    def __init__(
+        self,
+        settings: config.Http,
+        figures: list[Figure],
+        snapshot: Callable[[], Snapshot],
+        labels: dict[str, str],
+        more: dict[str, Callable[[], Snapshot]] | None = None,
+    ) -> None:
+        self._settings = settings
+        self._handler = _handler(figures, snapshot, labels, more or {})
+        self._stopping = threading.Event()
+        self._server: _Server | None = None
+        self.trouble = ""
+        if settings.port:
+            threading.Thread(target=self._run, name="http", daemon=True).start()
+
+    def _run(self) -> None:
+        host, port = self._settings.host, self._settings.port
+        while not self._stopping.is_set():
+            try:
+                self._server = server = _Server(host, port, self._handler)
+            except (OSError, ValueError) as error:
+                why = error.strerror if isinstance(error, OSError) else error
+                self.trouble = f"nobody can ask for the figures: cannot listen on http {host}:{port}: {why}"
+                self._stopping.wait(LISTEN_RETRY_S)
+                continue
+            self.trouble = ""
+            with server:
+                server.serve_forever(1.0)
+            return
+
+    def stop(self) -> None:
+        """Ends it."""
+        self._stopping.set()
+        if self._server:
+            self._server.shutdown()
+
+
+def _handler(
     figures: list[Figure],
     snapshot: Callable[[], Snapshot],
     labels: dict[str, str],
-    more: dict[str, Callable[[], Snapshot]] | None = None,
-) -> http.server.ThreadingHTTPServer | None:
-    """Serves ``/status`` (the snapshot as JSON), ``/metrics`` (Prometheus) and ``more`` documents in a thread; None if
-    it is turned off."""
-    if not settings.port:
-        return None
+    more: dict[str, Callable[[], Snapshot]],
+) -> type[http.server.BaseHTTPRequestHandler]:
     registry = CollectorRegistry()
     registry.register(_Figures(figures, snapshot, labels))
-
-    documents = {"/status": snapshot, **(more or {})}
+    documents = {"/status": snapshot, **more}
 
     class Handler(http.server.BaseHTTPRequestHandler):
         timeout = 10
@@ -192,15 +285,7 @@ def serve_figures(
         def log_message(self, format: str, *args: Any) -> None:
             """Requests are not worth a line."""
 
-    try:
-        server = http.server.ThreadingHTTPServer((settings.host, settings.port), Handler)
-    except OSError as error:
-        raise ConfigError(
-            f"cannot listen on http {settings.host}:{settings.port}: {error.strerror}", "Choose another http.port."
-        ) from error
-    server.daemon_threads = True
-    threading.Thread(target=server.serve_forever, args=(1.0,), name="http", daemon=True).start()
-    return server
+    return Handler
 
 
 class Rate:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import random
 
+import hypothesis
 import pytest
 from crash import Crasher
 from hadoop import Hdfs
@@ -14,6 +15,8 @@ from vault import Vault
 from webhdfs_proxy import Proxy
 
 _numbers = itertools.count(1)
+hypothesis.settings.register_profile("busy", deadline=None)  # the first call alone imports things
+hypothesis.settings.load_profile("busy")
 
 
 @pytest.fixture(scope="session")

@@ -81,10 +81,10 @@ class Vault:
     def add(
         self, day: date, first: int = 1, count: int = 1000, client: int = 1, stream: int = STREAM,
         keys: tuple[bytes, ...] = (b"temperature", b"pressure", b"height"), values=None, shard: str = "1",
-        note: bool = True, received: int = 5,
+        note: bool = True, received: int = 5, step: int = 1,
     ) -> None:  # fmt: skip
-        """Inserts readings ``first`` … of a stream, as one block, and notes them."""
-        seq = np.arange(first, first + count, dtype=np.uint64)
+        """Inserts readings ``first``, ``first + step`` … of a stream, as one block, and notes them."""
+        seq = np.arange(first, first + count * step, step, dtype=np.uint64)
         codes = (np.arange(count) + first) % len(keys)
         created = day_start(day) + seq.astype(np.int64) * 1000 + codes * 7
         values = np.sin(np.arange(count) + first) if values is None else np.asarray(values, np.float64)

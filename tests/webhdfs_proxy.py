@@ -3,7 +3,8 @@
 A rule sees each request and may answer with a fault. Faults: ``standby`` (403), ``error`` (500 without a body that anybody
 understands), ``lost_reply`` (the request is carried out, the answer is not sent), ``cut`` (the answer ends after so many
 bytes), ``drop`` (an upload ends after so many bytes, the connection closes), ``delay`` and ``stall`` (seconds; a stall sends
-the head of the answer first), ``unresolvable`` (the redirect names a host that nobody knows).
+the head of the answer first), ``unresolvable`` (the redirect names a host that nobody knows). ``ignored`` are options that
+it leaves out on the way, as HttpFS does not know them; ``page`` a status and a web page that it answers instead.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from urllib.parse import parse_qs, urlsplit
+from urllib.parse import parse_qs, parse_qsl, urlencode, urlsplit
 
 
 @dataclass(frozen=True)
@@ -43,6 +44,8 @@ class Proxy:
     def __init__(self, namenode: int) -> None:
         self.namenode = namenode
         self.rule: Rule = lambda _: None
+        self.ignored: set[str] = set()
+        self.page: tuple[int, bytes] | None = None
         self.seen: list[Request] = []
         self.faults: list[tuple[Request, Fault]] = []
         self._counts: dict[tuple[str, bool], int] = {}
@@ -99,6 +102,10 @@ class _Handler(BaseHTTPRequestHandler):
         op = parse_qs(parts.query).get("op", [""])[0]
         fault = self.owner.decide(self.command, op, path, datanode)
         kind = fault.kind if fault else ""
+        if self.owner.page:
+            self._drain()
+            self._answer(self.owner.page[0], [("Content-Type", "text/html;charset=utf-8")], self.owner.page[1])
+            return
         if kind == "delay":
             time.sleep(fault.amount)
         if kind in ("standby", "error"):
@@ -114,7 +121,8 @@ class _Handler(BaseHTTPRequestHandler):
             return
         upstream = http.client.HTTPConnection("127.0.0.1", port, timeout=60)
         try:
-            query = f"{path}?{parts.query}"
+            options = [option for option in parse_qsl(parts.query, True) if option[0] not in self.owner.ignored]
+            query = f"{path}?{urlencode(options) if self.owner.ignored else parts.query}"
             upstream.putrequest(self.command, query, skip_host=True, skip_accept_encoding=True)
             upstream.putheader("Host", f"127.0.0.1:{port}")
             chunked = self.headers.get("Transfer-Encoding") == "chunked"

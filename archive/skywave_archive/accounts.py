@@ -1,4 +1,5 @@
-"""The accounts: what the clients say they produced and dropped, and what has expired. Small tables without days.
+"""The accounts: what the clients say they produced and dropped, what has expired, and what somebody has put on record. Small
+tables without days.
 
 Each is one Parquet file, replaced as a whole, that never loses a row: what is written is the union of what the archive
 has and what the store has. So a store that was lost takes no account with it.
@@ -21,6 +22,7 @@ from skywave.server.store import Store
 
 from .archive import Archive
 from .source import Shard
+from .target import TargetUnavailable
 from .workspace import HERE, Step, Workspace
 
 FOLDER = "accounts"
@@ -29,12 +31,14 @@ Row = tuple[Any, ...]
 
 @dataclass(frozen=True)
 class AccountTable:
-    """``key`` columns name a row; of two rows with one key, the one with the higher ``version`` column stays."""
+    """``key`` columns name a row; of two rows with one key, the one with the higher ``version`` column stays. A store that
+    no server of this release has started yet lacks ``new`` ones."""
 
     name: str
     columns: dict[str, pa.DataType]
     key: int
     version: int | None
+    new: bool = False
 
     @property
     def schema(self) -> pa.Schema:
@@ -64,11 +68,19 @@ ACCOUNTS = (
     ),
     AccountTable("dropped", {**_RANGE, "reason": pa.binary(), "reported_at": pa.int64()}, 4, None),
     AccountTable("expired", {**_RANGE, "day": pa.date32()}, 5, None),
+    AccountTable(
+        "accepted",
+        {**_RANGE, "at": pa.uint64(), "what": pa.binary(), "reason": pa.binary(), "name": pa.binary()},
+        5, None, new=True,
+    ),
 )  # fmt: skip
 
 
 def read_store(store: Store, table: AccountTable) -> list[Row]:
     """A table's rows as the store has them."""
+    there = f"SELECT count() FROM system.tables WHERE database = '{store.database}' AND name = '{table.name}'"
+    if table.new and not store.query(there)[0][0]:
+        return []
     sql = f"SELECT {', '.join(table.columns)} FROM {store.database}.{table.name} FINAL"
 
     def read() -> list[Row]:
@@ -98,7 +110,12 @@ def read_archive(archive: Archive, table: AccountTable) -> tuple[list[Row], list
     """A table's rows as the archive has them, and what is wrong with its files. The file's name carries its hash."""
     parts, problems = [], []
     for name in _present(archive, table):
-        content = archive.target.read_bytes(f"{FOLDER}/{name}")
+        try:
+            content = archive.target.read_bytes(f"{FOLDER}/{name}")
+        except TargetUnavailable as error:
+            archive.target.unreadable(error)
+            problems.append(DamagedAccounts(name))
+            continue
         if _name(table, content) != name:
             problems.append(DamagedAccounts(name))
             continue

@@ -11,6 +11,7 @@
     _staging/00000007-3f9a…/             its owner's workspace
     _trash/…                             what prune removed, until its time is over
     _kept_from                           a date: older days were pruned on purpose
+    _fleet                               the id of the fleet whose archive it is
     _state.json                          what was verified when, and up to where each shard was read: a cache
 """
 
@@ -29,8 +30,8 @@ from skywave.errors import SkywaveError
 from .manifest import BrokenManifest, Manifest, generation_of, manifest_name, parse_name
 from .target import Entry, NotFound, Target, TargetUnavailable
 
-MANIFESTS, LOCKS, STAGING, SUPERSEDED, TRASH, STATE, KEPT_FROM = (
-    "_manifests", "_locks", "_staging", "_superseded", "_trash", "_state.json", "_kept_from",
+MANIFESTS, LOCKS, STAGING, SUPERSEDED, TRASH, STATE, KEPT_FROM, FLEET = (
+    "_manifests", "_locks", "_staging", "_superseded", "_trash", "_state.json", "_kept_from", "_fleet",
 )  # fmt: skip
 _AT_ONCE = 8
 
@@ -62,6 +63,11 @@ class Archive:
     def __init__(self, target: Target) -> None:
         self.target = target
 
+    @property
+    def where(self) -> str:
+        """For messages: what and where it is."""
+        return self.target.where
+
     def generations(self, table: str) -> dict[date, list[int]]:
         """Every archived day and its generations, ascending."""
         found: dict[date, list[int]] = {}
@@ -77,6 +83,8 @@ class Archive:
             content = self.target.read_bytes(path)
         except NotFound as error:
             raise BrokenManifest(f"{path}: missing", "Verify the archive.") from error
+        except TargetUnavailable as error:
+            raise BrokenManifest(f"{path}: {self.target.unreadable(error)}", "Verify the archive.") from error
         manifest = Manifest.decode(content, path)
         if (manifest.table, manifest.day, manifest.generation) != (table, day, generation):
             raise BrokenManifest(f"{path}: is that of {manifest.table} {manifest.name}", "Somebody renamed it.")
@@ -129,12 +137,21 @@ class Archive:
                 return {"markers": {}, "verified": {}, **state}
         except (NotFound, ValueError):
             pass
+        except TargetUnavailable as error:
+            self.target.unreadable(error)
         return {"markers": {}, "verified": {}}
 
     def verified(self, manifest: Manifest, state: dict[str, Any]) -> tuple[str, str] | None:
         """Level and time at which exactly this generation was verified, or None."""
         found = state["verified"].get(f"{manifest.table}/{manifest.day}")
         return (found["level"], found["at"]) if found and found["manifest"] == manifest.identity else None
+
+    def fleet(self) -> str:
+        """The id of the fleet whose archive it is; empty before its first export, and in an archive of version 0.1.0."""
+        try:
+            return self.target.read_bytes(FLEET).decode(errors="replace").strip()
+        except NotFound:
+            return ""
 
     def kept_from(self) -> date:
         """Days before this one were pruned on purpose, and are not exported again by themselves."""

@@ -10,8 +10,9 @@ from typing import Any
 from skywave.errors import SkywaveError
 
 from .archive import LOCKS, STAGING, Archive
+from .fleet import check_fleet
 from .settings import Archive as Settings
-from .source import Shard, names_of
+from .source import Shard, names_of, open_shards
 from .tables import BY_DAY
 from .target import open_target
 
@@ -41,7 +42,18 @@ def check(settings: Settings) -> list[Check]:
                 found += _shard(shard)
         except SkywaveError as error:
             found.append(Check(f"shard {name}", False, str(error)))
+    if all(item.good for item in found):
+        found.append(_fleet(settings))
     return found
+
+
+def _fleet(settings: Settings) -> Check:
+    try:
+        with open_shards(settings.store) as shards:
+            check_fleet(Archive(open_target(settings.target)), [shard.store for shard in shards])
+        return Check("fleet", True, "the store and the archive belong together")
+    except SkywaveError as error:
+        return Check("fleet", False, f"{error}. {error.hint}")
 
 
 def _target(settings: Settings) -> list[Check]:
@@ -49,6 +61,7 @@ def _target(settings: Settings) -> list[Check]:
         target = open_target(settings.target)
         found = [Check("target", False, problem) for problem in target.problems()]
         target.make_folder(STAGING)
+        target.prove(STAGING)
         probe = f"{STAGING}/check-{time.time_ns()}"
         target.put(probe, b"skywave")
         entry = target.status(probe)

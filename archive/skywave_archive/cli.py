@@ -60,12 +60,13 @@ def main(log_level: str) -> None:
 @click.option(
     "--anew", is_flag=True, help="With --day: put aside what the archive has of the day, and export it whole."
 )
+@click.option("--same-fleet", is_flag=True, help="The store, a new one say, and the archive belong to the same fleet.")
 @dry_run_option
 @json_option
 @with_archive
 def export(
     archive: Archive, report: Report, day: date | None, first: date | None, last: date | None, all_closed: bool,
-    open_day: bool, anew: bool, dry_run: bool,
+    open_day: bool, anew: bool, same_fleet: bool, dry_run: bool,
 ) -> None:  # fmt: skip
     """Export closed days, oldest first; whatever was exported before is left as it is.
 
@@ -73,6 +74,7 @@ def export(
     and what was written is what they hold. Run it again at any time: it goes on where it was ended.
     """
     from .accounts import export_accounts
+    from .fleet import check_fleet, join
     from .night import export_days, plan
     from .source import open_shards
 
@@ -89,8 +91,11 @@ def export(
     # An alert on the nightly run must not be silenced by any other one.
     report.command = "" if dry_run else "export-open-day" if open_day else "export-days" if first or last else "export"
     with open_shards(report.settings.store) as shards:
+        stores = [shard.store for shard in shards]
         if dry_run:
             plans = [plan(archive, shards, table, first, last) for table in BY_DAY.values()]
+            if not same_fleet:
+                check_fleet(archive, stores)
             days = [{"table": each.table.name, "day": day.isoformat()} for each in plans for day in each.days]
             for item in days:
                 report.line(f"would look at {item['table']} {item['day']}")
@@ -102,8 +107,9 @@ def export(
             Workspace(archive.target, report.settings.export.lock_ttl) as work,
             bar(report, "export", None, "rows") as progress,
         ):
-            for table in BY_DAY.values():
-                todo = plan(archive, shards, table, first, last)
+            plans = [plan(archive, shards, table, first, last) for table in BY_DAY.values()]
+            join(archive, work, stores, same_fleet)
+            for todo in plans:
                 for result in export_days(archive, work, shards, todo, report.settings.export, progress, anew):
                     results.append(result)
                     if result.error:
@@ -146,11 +152,18 @@ def list_(
     archive: Archive, report: Report, day: date | None, first: date | None, last: date | None, no_store: bool
 ) -> None:
     """List archived days: generations, rows, bytes, sealed, verified when; and days that only the store has."""
+    from .fleet import AnotherFleet, check_fleet
     from .listing import listing, print_listing
     from .source import open_shards
 
     first, last = span(day, first, last)
     with nullcontext(None) if no_store else open_shards(report.settings.store) as shards:
+        try:
+            if shards is not None:
+                check_fleet(archive, [shard.store for shard in shards])
+        except AnotherFleet as error:
+            report.problem(error, "the store is not compared: ")
+            shards = None
         rows, gaps = listing(archive, shards, first, last)
     if any(row["status"] == "broken" for row in rows):
         report.exit_code = EXIT_DATA
@@ -246,12 +259,14 @@ def verify(
               help="Target: clickhouse://user@host:port/database (several for several servers), embedded:FOLDER, or"
               " config:FILE for the [store] of a server's configuration, which may be a cluster.")  # fmt: skip
 @click.option("--merge", is_flag=True, help="Add what is missing to days that the target has already.")
+@click.option("--same-fleet", is_flag=True, help="The target belongs to this archive's fleet, whatever it says itself.")
 @dry_run_option
 @json_option
 @with_archive
 def restore(
     archive: Archive, report: Report, day: date | None, first: date | None, last: date | None, client_id: int | None,
-    key: str | None, since: int | None, until: int | None, urls: tuple[str, ...], merge: bool, dry_run: bool,
+    key: str | None, since: int | None, until: int | None, urls: tuple[str, ...], merge: bool, same_fleet: bool,
+    dry_run: bool,
 ) -> None:  # fmt: skip
     """Refill a store from the archive. Run it again after an interruption: it goes on and doubles nothing.
 
@@ -259,6 +274,7 @@ def restore(
     once. Keep the servers stopped until it has ended. A damaged file is left out and named; the rest is restored.
     """
     from .accounts import restore_accounts
+    from .fleet import join_restored
     from .restore import DayRestored, NothingThere, Restorer, Selection, chosen_days
 
     first, last = span(day, first, last)
@@ -291,6 +307,7 @@ def restore(
         Restorer(archive, targets, selection, merge, progress) as restorer,
     ):
         restorer.prepare()
+        join_restored(archive, restorer.stores, selection.everything, same_fleet)
         for table in tables:
             for result in restorer.restore_days(table, first, last):
                 results.append(result)

@@ -21,7 +21,7 @@ from skywave.errors import EXIT_DATA, SkywaveError
 
 from .manifest import File
 from .tables import Hashes, Table, add, digest, row_hashes
-from .target import NotFound, Target
+from .target import NotFound, Target, TargetUnavailable
 
 GROUP_ROWS = 1 << 19
 _SAMPLE_ROWS = 1 << 16
@@ -254,8 +254,8 @@ def read_rows(target: Target, path: str, table: Table, file: File) -> Iterator[t
     Its bytes are read twice, since Arrow can be crashed by damaged ones: it sees only a file whose SHA-256 is right.
     Rows and digest are checked as well; raises ``DamagedFile``, perhaps only at the end, so take nothing for good before.
     """
-    check_bytes(target, path, file)
     try:
+        check_bytes(target, path, file)
         parquet, window = _open(target, path, file.bytes)
         metadata = parquet.metadata
         ends = [_group_end(metadata.row_group(number)) for number in range(metadata.num_row_groups)]
@@ -287,6 +287,8 @@ def read_rows(target: Target, path: str, table: Table, file: File) -> Iterator[t
             raise DamagedFile(f"{path}: its rows are not those of the manifest")
     except NotFound as error:
         raise DamagedFile(f"{path}: missing") from error
+    except TargetUnavailable as error:
+        raise DamagedFile(f"{path}: {target.unreadable(error)}") from error
     except (pa.ArrowException, OSError, KeyError, ValueError) as error:
         raise DamagedFile(f"{path}: cannot be decoded: {' '.join(str(error).split())[:200]}") from error
 

@@ -15,10 +15,14 @@ from skywave.errors import SkywaveError
 
 from .archive import Archive
 from .manifest import Manifest
+from .night import forget, is_exported, is_the_day_s
+from .ranges import Ranges, StreamName, crowded
 from .source import BOUND, Shard, is_bound_by_quorum
 from .tables import TELEMETRY, add
 from .verify import verify_day
 from .workspace import Workspace
+
+PARTLY = "the store has only a part of the archived rows: skywave-archive restore --day {} --merge brings them back"
 
 
 @dataclass
@@ -29,6 +33,8 @@ class DayExpired:
     outcome: str
     rows: int = 0
     why: str = ""
+    differs: bool = False
+    """The store has not what is archived: the day is to be exported again."""
 
     def as_json(self) -> dict[str, Any]:
         """For ``--json``."""
@@ -39,7 +45,17 @@ def expire(archive: Archive, work: Workspace, shards: list[Shard], before: date,
     """Drops every day before a date that is safe in the archive, oldest first; the others are kept and say why."""
     held = sorted({day for shard in shards for day in shard.markers(TELEMETRY) if day < before})
     generations = archive.generations(TELEMETRY.name)
-    return [_expire_day(archive, work, shards, day, generations.get(day, []), dry_run) for day in held]
+    results = []
+    for day in held:
+        try:
+            results.append(_expire_day(archive, work, shards, day, generations.get(day, []), dry_run))
+        except SkywaveError as error:
+            work.assert_owned()
+            if not is_the_day_s(error, [shard.store for shard in shards]):
+                raise
+            results.append(DayExpired(day, "kept", why=str(error)))
+    forget(archive, work, TELEMETRY, [result.day for result in results if result.differs])
+    return results
 
 
 def _expire_day(
@@ -51,7 +67,8 @@ def _expire_day(
         manifest = archive.manifest(TELEMETRY.name, day, generations[-1])
     except SkywaveError as error:
         return DayExpired(day, "kept", why=str(error))
-    if why := _unsafe(archive, manifest):
+    state = archive.state()
+    if why := _unsafe(archive, manifest, state):
         return DayExpired(day, "kept", manifest.rows, why)
     found = {shard.name: shard.count_digest(TELEMETRY, day) for shard in shards}
     archived = {name: (state.rows, state.digest) for name, state in manifest.shards.items()}
@@ -64,31 +81,36 @@ def _expire_day(
     ]
     # Shards that were added, or another shape that the day was restored into, hold the same day all the same.
     whole = (sum(rows for rows, _ in found.values()), add(*(digest for _, digest in found.values())))
-    if differ and whole != (manifest.rows, manifest.digest):
-        return DayExpired(
-            day, "kept", sum(rows for rows, _ in found.values()),
-            f"shard {', '.join(sorted(differ))} has not what is archived of it: run skywave-archive export",
-        )  # fmt: skip
+    if whole != manifest.held:
+        if differ and not is_exported(state["markers"].get(f"{TELEMETRY.name}/{day}", {}), manifest.generation, whole):
+            why = f"shard {', '.join(sorted(differ))} has not what is archived of it: run skywave-archive export"
+            return DayExpired(day, "kept", whole[0], why, differs=True)
+        since = sorted({file.generation for file in manifest.files} | {1})
+        if differ or not any(_accounts_for(manifest, generation) for generation in since):
+            return DayExpired(day, "kept", whole[0], PARTLY.format(day))
     if any(is_bound_by_quorum(shard.store, TELEMETRY, day) for shard in shards if shard.name not in done):
         return DayExpired(day, "kept", manifest.rows, BOUND)
     if not dry_run:
         for shard in shards:
             if shard.name not in done and not _drop(work, shard, manifest, found[shard.name]):
-                return DayExpired(
-                    day, "kept", why=f"rows arrived on shard {shard.name} meanwhile: run skywave-archive export"
-                )
-    return DayExpired(day, "ready" if dry_run else "dropped", sum(rows for rows, _ in found.values()))
+                why = f"rows arrived on shard {shard.name} meanwhile: run skywave-archive export"
+                return DayExpired(day, "kept", why=why, differs=True)
+    many = sorted(crowded(manifest.streams) | set(manifest.scattered))
+    why = (
+        f"numbers of client {', '.join(map(str, many))} are too scattered to be kept: no account has them"
+        if many
+        else ""
+    )
+    return DayExpired(day, "ready" if dry_run else "dropped", whole[0], why)
 
 
-def _unsafe(archive: Archive, manifest: Manifest) -> str:
+def _unsafe(archive: Archive, manifest: Manifest, state: dict[str, Any]) -> str:
     """Why a day's archive is not proof enough to drop it; empty if it is."""
-    verified = archive.verified(manifest, archive.state())
+    verified = archive.verified(manifest, state)
     if not manifest.sealed:
         return "its archive is not sealed: run skywave-archive export"
     if verified is None or verified[0] != "rows":
         return "not verified row by row: run skywave-archive verify --level rows"
-    if not any(_accounts_for(manifest, since) for since in sorted({file.generation for file in manifest.files} | {1})):
-        return "the store had only a part of the archived rows when it was exported: restore --merge brings them back"
     problems = [finding.problem for finding in verify_day(archive, manifest, "list") if not finding.alien]
     return f"its archive is damaged: {problems[0]}" if problems else ""
 
@@ -108,7 +130,13 @@ def _accounts_for(manifest: Manifest, since: int) -> bool:
 
 def _is_expired(shard: Shard, manifest: Manifest) -> bool:
     rows = shard.store.query(f"SELECT count() FROM {shard.store.database}.expired WHERE day = '{manifest.day}'")
-    return bool(rows[0][0]) or not manifest.streams
+    return bool(rows[0][0]) or not _kept(manifest)
+
+
+def _kept(manifest: Manifest) -> dict[StreamName, Ranges]:
+    """The streams whose ranges go into ``expired``: not those of clients with more ranges than are kept of one."""
+    many = crowded(manifest.streams)
+    return {name: ranges for name, ranges in manifest.streams.items() if name.client_id not in many}
 
 
 def _drop(work: Workspace, shard: Shard, manifest: Manifest, expected: tuple[int, int]) -> bool:
@@ -116,7 +144,7 @@ def _drop(work: Workspace, shard: Shard, manifest: Manifest, expected: tuple[int
     store, day = shard.store, manifest.day
     rows = [
         (name.client_id, name.stream, first, last, day)
-        for name, ranges in manifest.streams.items()
+        for name, ranges in _kept(manifest).items()
         for first, last in ranges.pairs()
     ]
     names = ("client_id", "stream", "first_seq", "last_seq", "day")

@@ -7,6 +7,7 @@ a day that has shrunk in the store since (expired, half restored) therefore neve
 
 from __future__ import annotations
 
+from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, nullcontext
 from dataclasses import dataclass
@@ -19,11 +20,11 @@ from skywave.errors import EXIT_DATA, SkywaveError
 from .archive import SUPERSEDED, Archive, day_folder, manifest_path, utc_now, utc_today
 from .datafile import count_rows
 from .known import Known
-from .manifest import BrokenManifest, Manifest, ShardState, generation_of
-from .ranges import Ranges, StreamName, cover, united
+from .manifest import BrokenManifest, Manifest, ShardState, generation_of, holds
+from .ranges import Ranges, StreamName, crowded, united
 from .reading import Progress, Reader, Staged
 from .settings import Export
-from .source import Clients, Shard, columns_of
+from .source import Clients, Held, Shard, columns_of, held_by
 from .tables import Table, add
 from .workspace import HERE, Step, Workspace
 
@@ -60,10 +61,12 @@ class DayResult:
     generation: int = 0
     note: str = ""
     error: SkywaveError | None = None
+    held: Held = (0, 0)
+    """What the store had of it."""
 
     def as_json(self) -> dict[str, Any]:
         """For ``--json``."""
-        body = {name: value for name, value in vars(self).items() if name != "error"}
+        body = {name: value for name, value in vars(self).items() if name not in ("error", "held")}
         return {**body, "day": self.day.isoformat()}
 
 
@@ -95,6 +98,10 @@ class Exporter:
         old = self.archive.manifest(table.name, day, generations[-1]) if generations else None
         self._refuse_leftovers(table, day, old)
         job = _Job(table, day, markers, old, generation, day < utc_today())
+        if old and old.sealed and held_by(self.shards, table, day) == old.held:  # its parts merged, or it was restored
+            return DayResult(
+                table.name, day, "unchanged", old.rows, bytes=old.total_bytes, generation=old.generation, held=old.held
+            )
         put_together = bool(old and job.closed and not old.sealed and len(old.files) > MAX_FILES)
         # Read as a whole if the day is to be put together, or if rows that the archive has differ in the store now. If
         # the store has not all of them any more, only what is new is added.
@@ -152,6 +159,7 @@ class Exporter:
                 raise
         steady = all(part.steady for part in staged.values())
         result = DayResult(table.name, day, "exported" if steady or not closed else "unsealed")
+        result.held = (sum(part.rows for part in staged.values()), add(*(part.digest for part in staged.values())))
         self._refuse_doubles(job.day, staged)
         if whole and must_have and not self._contains(must_have, wanted, staged):
             return None
@@ -177,6 +185,7 @@ class Exporter:
             result.outcome = "unchanged" if steady or not closed else "unsealed"
             result.generation = base.generation
             return result
+        streams, unnamed, scattered = self._numbers(base, staged)
         manifest = Manifest(
             table.name, day, job.generation, sealed, utc_now(), __version__,
             {shard.name: shard.ddl(table) for shard in self.shards}, columns_of(table),
@@ -186,8 +195,7 @@ class Exporter:
                 )
                 for shard in self.shards
             },
-            [*kept, *files], self._streams(base, staged), self._unnamed(base, staged),
-            [file.name for file in old.files] if old and whole else [],
+            [*kept, *files], streams, unnamed, [file.name for file in old.files] if old and whole else [], scattered,
         )  # fmt: skip
         self._publish(manifest, change, old, staged)
         result.generation = job.generation
@@ -229,27 +237,24 @@ class Exporter:
     def _contains(self, old: Manifest, wanted: Known, staged: dict[str, Staged]) -> bool:
         """True if what was read holds every row of the old generation: its numbers, and the rows without numbers that could
         be read; of those in damaged files, as many."""
-        unnamed = self._unnamed(None, staged)
-        return (
-            cover(self._streams(None, staged), old.streams)
-            and sum(part.wanted_rows for part in staged.values()) == wanted.unnamed
-            and all(unnamed.get(client, 0) >= rows for client, rows in old.unnamed_rows.items())
-        )
+        wanted_rows = sum(part.wanted_rows for part in staged.values())
+        return holds(*self._numbers(None, staged), old) and wanted_rows == wanted.unnamed
 
     @staticmethod
-    def _streams(old: Manifest | None, staged: dict[str, Staged]) -> dict[StreamName, Ranges]:
+    def _numbers(
+        old: Manifest | None, staged: dict[str, Staged]
+    ) -> tuple[dict[StreamName, Ranges], dict[int, int], list[int]]:
+        """``streams``, ``unnamed_rows`` and ``scattered`` of a generation that has the rows of ``old`` and what was staged."""
         streams = dict(old.streams) if old else {}
+        unnamed = Counter(old.unnamed_rows if old else {})
+        scattered = set(old.scattered if old else ())
         for part in staged.values():
-            streams = united(streams, part.streams)
-        return streams
-
-    @staticmethod
-    def _unnamed(old: Manifest | None, staged: dict[str, Staged]) -> dict[int, int]:
-        unnamed = dict(old.unnamed_rows) if old else {}
-        for part in staged.values():
-            for client, rows in part.unnamed.items():
-                unnamed[client] = unnamed.get(client, 0) + rows
-        return unnamed
+            many = crowded(united(streams, part.streams)) & part.numbered.keys() | part.scattered
+            streams = united(streams, {name: part.streams[name] for name in part.streams if name.client_id not in many})
+            unnamed.update(part.unnamed)
+            unnamed.update({client: part.numbered[client] for client in many})
+            scattered |= many
+        return streams, dict(unnamed), sorted(scattered)
 
     # -- publishing --------------------------------------------------------------------------------------------------------
 

@@ -9,13 +9,14 @@ from numpy.typing import NDArray
 from .archive import day_folder
 from .datafile import DamagedFile, read_rows
 from .manifest import Manifest
-from .ranges import runs
+from .ranges import in_streams
 from .tables import Hashes, Table, row_hashes
 from .target import Target
 
 
 class Known:
-    """The rows that a generation holds, by identity; without a manifest, none.
+    """The rows that a generation holds, by identity; without a manifest, none. Rows without numbers, and those whose
+    numbers the manifest does not name, are told by a hash.
 
     Raises ``DamagedFile`` if rows without numbers must be read and cannot; with ``lenient`` their file is left out.
     """
@@ -40,7 +41,7 @@ class Known:
                 path = f"{day_folder(manifest.table, manifest.day)}/{file.name}"
                 try:
                     parts += [
-                        row_hashes(unnamed_rows(self._table, batch), self._table.identity)
+                        row_hashes(self._others(batch), self._table.identity)
                         for batch, _ in read_rows(target, path, self._table, file)
                     ]
                 except DamagedFile:
@@ -50,23 +51,22 @@ class Known:
 
     def count_unnamed(self, rows: pa.RecordBatch) -> int:
         """How many of a batch's rows without numbers are known."""
-        unnamed = unnamed_rows(self._table, rows)
-        return int(self._in_unnamed(unnamed).sum()) if unnamed.num_rows else 0
+        others = self._others(rows)
+        return int(self._in_unnamed(others).sum()) if others.num_rows else 0
 
     def mask(self, batch: pa.RecordBatch) -> NDArray[np.bool_]:
         """For each row, whether it is known."""
-        known = np.zeros(batch.num_rows, np.bool_)
-        if not self.files:
-            return known
-        if not self._table.ranged:
-            return self._in_unnamed(batch)
-        seq = batch.column("seq").to_numpy()
-        for name, rows in runs(batch):
-            if name.stream == 0:
-                known[rows] = self._in_unnamed(batch.slice(rows.start, rows.stop - rows.start))
-            elif name in self._streams:
-                known[rows] = self._streams[name].contain(seq[rows])
+        known = self._named(batch)
+        if len(self._unnamed) and not known.all():
+            known[~known] = self._in_unnamed(batch.filter(pa.array(~known)))
         return known
+
+    def _named(self, batch: pa.RecordBatch) -> NDArray[np.bool_]:
+        """For each row, whether it is told by its number."""
+        return in_streams(batch, self._streams) if self._table.ranged else np.zeros(batch.num_rows, np.bool_)
+
+    def _others(self, batch: pa.RecordBatch) -> pa.RecordBatch:
+        return batch.filter(pa.array(~self._named(batch)))
 
     def _in_unnamed(self, batch: pa.RecordBatch) -> NDArray[np.bool_]:
         if not len(self._unnamed):
@@ -78,5 +78,5 @@ class Known:
 
 
 def unnamed_rows(table: Table, batch: pa.RecordBatch) -> pa.RecordBatch:
-    """The rows that are not told apart by the numbers of a stream."""
+    """The rows that have no numbers of a stream."""
     return batch.filter(pa.array(batch.column("stream").to_numpy() == 0)) if table.ranged else batch

@@ -27,8 +27,13 @@ class LocalTarget(Target):
     def __init__(self, settings: Settings) -> None:
         self._root = Path(settings.path).absolute()
         self.where = str(self._root)
-        with _translated(self.where):
-            self._root.mkdir(parents=True, exist_ok=True)
+        try:
+            with _translated(self.where):
+                self._root.mkdir(parents=True, exist_ok=True)
+        except (NotFound, AlreadyExists) as error:
+            raise TargetDenied(
+                f"{self.where}: there is no folder, and none can be made", "Check target.path."
+            ) from error
 
     def entries(self, path: str) -> list[Entry]:
         """See ``Target.entries``."""
@@ -143,6 +148,8 @@ def _translated(what: str) -> Iterator[None]:
     except OSError as error:
         if error.errno in (errno.ENOTEMPTY, errno.EEXIST):
             raise AlreadyExists(f"{what}: exists already") from error
+        if error.errno in (errno.EROFS, errno.ENAMETOOLONG, errno.ELOOP):
+            raise TargetDenied(f"{what}: {error.strerror}", "Check target.path and how its disk is mounted.") from error
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
             raise TargetFull(f"{what}: {error.strerror}", "Free space there, or prune the archive.") from error
         raise TargetUnavailable(f"{what}: {error.strerror or error}", "Check the archive's disk.") from error

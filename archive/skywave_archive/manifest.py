@@ -1,8 +1,9 @@
 """A day's manifest: the truth about it for restore, verify and prune.
 
-Format 1 is one JSON object: see ``Manifest``. 64-bit numbers that JSON readers round (digests, streams) are strings.
-``sha256`` is over the rest of the document in canonical form (sorted keys, no spaces). A generation's manifest never
-changes; the highest generation of a day is the day.
+Format 1 is one JSON object: see ``Manifest``. Format 2 has ``scattered`` as well, and is written only where it is needed: a
+version that does not know it would archive those rows twice. 64-bit numbers that JSON readers round (digests, streams) are
+strings. ``sha256`` is over the rest of the document in canonical form (sorted keys, no spaces). A generation's manifest
+never changes; the highest generation of a day is the day.
 """
 
 from __future__ import annotations
@@ -10,16 +11,19 @@ from __future__ import annotations
 import hashlib
 import json
 import re
+from collections import Counter
+from collections.abc import Collection, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from datetime import date
 from typing import Any
 
 from skywave.errors import EXIT_DATA, EXIT_USAGE, SkywaveError
 
-from .ranges import Ranges, StreamName
+from .ranges import Ranges, StreamName, cover
 from .tables import add
 
-FORMAT = 1
+FORMAT = 2
+"""The newest one that is read."""
 _DATA_FILE = re.compile(r"[A-Za-z0-9]+-gen(\d{4,})-\d+-\d{4,}-[0-9a-f]{8}\.parquet")
 
 
@@ -73,7 +77,8 @@ class Manifest:
 
     ``unnamed_rows`` counts rows without numbered streams, per client. ``sealed``: the day was over, every shard was
     there, and what was read is what the shards held at the end. ``replaced`` names the files of the generation before
-    that are not part of this one.
+    that are not part of this one. ``scattered`` are clients whose numbers made too many ranges to be kept: ``unnamed_rows``
+    counts their rows whose numbers ``streams`` has not.
     """
 
     table: str
@@ -89,6 +94,7 @@ class Manifest:
     streams: dict[StreamName, Ranges] = field(default_factory=dict)
     unnamed_rows: dict[int, int] = field(default_factory=dict)
     replaced: list[str] = field(default_factory=list)
+    scattered: list[int] = field(default_factory=list)
 
     @property
     def name(self) -> str:
@@ -115,9 +121,18 @@ class Manifest:
         """The row digest of the day."""
         return add(*(file.digest for file in self.files))
 
+    @property
+    def held(self) -> tuple[int, int]:
+        """Rows and digest: what a store that has just this day holds."""
+        return self.rows, self.digest
+
     def encode(self) -> bytes:
         """As a file's content."""
-        body: dict[str, Any] = {"format": FORMAT, **asdict(replace(self, streams={}, shards={}, files=[]))}
+        body: dict[str, Any] = {"format": 1, **asdict(replace(self, streams={}, shards={}, files=[]))}
+        if self.scattered:
+            body["format"] = 2
+        else:
+            del body["scattered"]
         body["day"] = self.day.isoformat()
         body["rows"], body["bytes"], body["digest"] = self.rows, self.total_bytes, str(self.digest)
         times = [(f.min_time, f.max_time) for f in self.files if f.rows]
@@ -152,11 +167,26 @@ class Manifest:
                 [File(**{**file, "digest": int(file["digest"])}) for file in body["files"]],
                 {StreamName(s["client_id"], int(s["stream"])): Ranges.of(s["ranges"]) for s in body["streams"]},
                 {int(client): rows for client, rows in body["unnamed_rows"].items()}, body["replaced"],
+                body.get("scattered", []),
             )  # fmt: skip
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise BrokenManifest(
                 f"{where}: broken manifest: {error}", "Its day can be exported anew while the store still holds it."
             ) from error
+
+
+def holds(
+    streams: Mapping[StreamName, Ranges], unnamed: Mapping[int, int], scattered: Collection[int], old: Manifest
+) -> bool:
+    """Whether rows that are counted so hold those of an older generation: every number, of rows without numbers as many, and
+    of clients whose numbers are scattered as many in all."""
+    have, want = Counter(unnamed), Counter(old.unnamed_rows)
+    for counts, side in ((have, streams), (want, old.streams)):
+        for name, ranges in side.items():
+            if name.client_id in scattered:
+                counts[name.client_id] += ranges.numbers
+    named = {name: ranges for name, ranges in old.streams.items() if name.client_id not in scattered}
+    return want <= have and cover(streams, named)
 
 
 def manifest_name(day: date, generation: int) -> str:

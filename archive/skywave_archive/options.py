@@ -13,6 +13,7 @@ from skywave import config
 from skywave.errors import ConfigError
 
 from .archive import utc_today
+from .settings import check_folder
 
 
 def parse_day(_: click.Context, __: click.Parameter, value: Any) -> Any:
@@ -99,6 +100,7 @@ def parse_url(url: str) -> config.Store:
         if parts.password:
             raise ValueError("a password does not belong in a command line: give ?password_file=FILE")
         if parts.scheme == "embedded":
+            check_folder(unquote(parts.path), f"--into {url}: its folder")
             body |= {"kind": "embedded", "path": unquote(parts.path)}
         elif parts.scheme == "clickhouse" and parts.hostname:
             body |= {"kind": "clickhouse", "host": parts.hostname}

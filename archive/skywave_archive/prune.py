@@ -15,8 +15,7 @@ from typing import Any
 from skywave.errors import EXIT_DATA, SkywaveError
 
 from .archive import KEPT_FROM, SUPERSEDED, TRASH, Archive, day_folder, manifest_path
-from .manifest import Manifest, manifest_name
-from .ranges import cover
+from .manifest import Manifest, holds, manifest_name
 from .tables import BY_DAY
 from .workspace import HERE, Step, Workspace
 
@@ -89,9 +88,7 @@ def _why_not(
             old = archive.manifest(table, day, number)
         except SkywaveError as error:
             return f"{error}: it cannot be told whether the newest generation has all of it; {name_it}"
-        unnamed = newest.unnamed_rows
-        fewer = any(unnamed.get(client, 0) < rows for client, rows in old.unnamed_rows.items())
-        if fewer or not cover(newest.streams, old.streams):
+        if not holds(newest.streams, newest.unnamed_rows, newest.scattered, old):
             return f"generation {number} has readings that the newest has not; {name_it}"
     return ""
 

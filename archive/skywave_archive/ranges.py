@@ -6,6 +6,7 @@ the client's rows completes them. Until then a stream is a bitmap in chunks, one
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from typing import NamedTuple
 
@@ -16,6 +17,10 @@ from numpy.typing import NDArray
 Numbers = NDArray[np.uint64]
 _CHUNK_BITS = 16
 _CHUNK = 1 << _CHUNK_BITS
+MAX_CHUNKS = 1 << 14
+"""Of one client at a time: 128 MiB, or a thousand million numbers that follow one another."""
+MAX_RANGES = 10_000
+"""Of one client in one day. Clients of ours have one, and a few more for each restart and each gap."""
 
 
 class StreamName(NamedTuple):
@@ -76,12 +81,39 @@ def runs(batch: pa.RecordBatch) -> Iterator[tuple[StreamName, slice]]:
         yield StreamName(int(client[start]), int(stream[start])), slice(start, end)
 
 
-class Collector:
-    """Takes batches whose clients come one after another; ``finish`` gives the ranges. Stream 0 is left out."""
+def in_streams(batch: pa.RecordBatch, streams: Mapping[StreamName, Ranges]) -> NDArray[np.bool_]:
+    """For each row of a batch, whether its number is in a range of its stream."""
+    found = np.zeros(batch.num_rows, np.bool_)
+    seq = batch.column("seq").to_numpy()
+    for name, rows in runs(batch):
+        if name in streams:
+            found[rows] = streams[name].contain(seq[rows])
+    return found
 
-    def __init__(self) -> None:
+
+def crowded(streams: Mapping[StreamName, Ranges]) -> set[int]:
+    """The clients that have more ranges than are kept of one."""
+    counts: Counter[int] = Counter()
+    for name, ranges in streams.items():
+        counts[name.client_id] += len(ranges.first)
+    return {client for client, count in counts.items() if count > MAX_RANGES}
+
+
+class Collector:
+    """Takes batches whose clients come one after another; ``finish`` gives the ranges. Stream 0 is left out.
+
+    ``rows`` counts each client's rows with numbers. Unless it is ``unbounded``, ``scattered`` names the clients whose numbers
+    make more than ``MAX_RANGES``, or lie too far apart to be collected; they have no ranges then.
+    """
+
+    def __init__(self, unbounded: bool = False) -> None:
+        self.rows: Counter[int] = Counter()
+        self.scattered: set[int] = set()
+        self._most_chunks = 1 << 63 if unbounded else MAX_CHUNKS
+        self._unbounded = unbounded
         self._done: dict[StreamName, Ranges] = {}
         self._open: dict[StreamName, dict[int, NDArray[np.uint8]]] = {}
+        self._chunks = 0
         self._client = -1
 
     def add(self, batch: pa.RecordBatch) -> None:
@@ -92,22 +124,31 @@ class Collector:
                 self._complete()
                 self._client = name.client_id
             if name.stream:
-                self._mark(self._open.setdefault(name, {}), seq[rows])
+                self.rows[name.client_id] += rows.stop - rows.start
+                if name.client_id not in self.scattered:
+                    self._mark(self._open.setdefault(name, {}), seq[rows])
 
     def finish(self) -> dict[StreamName, Ranges]:
         """The ranges of every stream seen."""
         self._complete()
-        return self._done
+        if not self._unbounded:
+            self.scattered |= crowded(self._done)
+        return {name: ranges for name, ranges in self._done.items() if name.client_id not in self.scattered}
 
-    @staticmethod
-    def _mark(chunks: dict[int, NDArray[np.uint8]], numbers: Numbers) -> None:
+    def _mark(self, chunks: dict[int, NDArray[np.uint8]], numbers: Numbers) -> None:
         which = (numbers >> np.uint64(_CHUNK_BITS)).astype(np.int64)
         changes = (np.flatnonzero(which[1:] != which[:-1]) + 1).tolist()
         if len(changes) > 64 and len(changes) > len(numbers) // 1000:  # in no order: one chunk after another then
             numbers = np.sort(numbers)
             which = (numbers >> np.uint64(_CHUNK_BITS)).astype(np.int64)
             changes = (np.flatnonzero(which[1:] != which[:-1]) + 1).tolist()
-        for start, end in zip([0, *changes], [*changes, len(numbers)], strict=True):
+        starts = [0, *changes]
+        self._chunks += len(set(which[starts].tolist()) - chunks.keys())
+        if self._chunks > self._most_chunks:
+            self.scattered.add(self._client)
+            self._open.clear()
+            return
+        for start, end in zip(starts, [*changes, len(numbers)], strict=True):
             flags = np.zeros(_CHUNK, np.bool_)
             flags[numbers[start:end] & np.uint64(_CHUNK - 1)] = True
             bits = np.packbits(flags)
@@ -134,7 +175,11 @@ class Collector:
             ranges = Ranges(np.concatenate([p.first for p in parts]), np.concatenate([p.last for p in parts]))
             # A client's rows may come in several stretches when its day was cut into files.
             self._done[name] = self._done[name].union(ranges) if name in self._done else ranges
+            if not self._unbounded and len(ranges.first) > MAX_RANGES:
+                self.scattered.add(name.client_id)
+                del self._done[name]
         self._open.clear()
+        self._chunks = 0
 
 
 def cover(streams: Mapping[StreamName, Ranges], wanted: Mapping[StreamName, Ranges]) -> bool:

@@ -9,8 +9,8 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from datetime import date
-from queue import Full, Queue
-from threading import Thread
+from queue import SimpleQueue
+from threading import Semaphore, Thread
 
 import numpy as np
 import pyarrow as pa
@@ -32,7 +32,8 @@ Progress = Callable[[int], None]
 @dataclass
 class Staged:
     """What one shard gave: new files in the workspace, and what it held in all. ``wanted_rows`` counts rows without numbers
-    that a generation which may be replaced has as well."""
+    that a generation which may be replaced has as well; ``unnamed`` and ``numbered`` count a client's new rows without and
+    with numbers; of ``scattered`` clients ``streams`` has none."""
 
     rows: int = 0
     digest: int = 0
@@ -43,6 +44,8 @@ class Staged:
     files: list[File] = field(default_factory=list)
     streams: dict[StreamName, Ranges] = field(default_factory=dict)
     unnamed: dict[int, int] = field(default_factory=dict)
+    numbered: dict[int, int] = field(default_factory=dict)
+    scattered: set[int] = field(default_factory=set)
 
     def take(self, part: Staged) -> None:
         """Adds what another part of the shard gave; no stream is in two parts."""
@@ -55,6 +58,8 @@ class Staged:
         self.files += part.files
         self.streams |= part.streams
         self.unnamed |= part.unnamed
+        self.numbered |= part.numbered
+        self.scattered |= part.scattered
 
 
 class Reader:
@@ -128,6 +133,7 @@ class Reader:
                             staged.files.append(writer.finish())
                             writer = None
                     self.progress(group.num_rows)
+                    del group, seen, fresh  # before the next one is waited for
                 if writer is not None:
                     staged.files.append(writer.finish())
                     writer = None
@@ -139,7 +145,7 @@ class Reader:
                 expected = count.result() if count and not count.exception() else None
                 if other:
                     other.close()
-        staged.streams = streams.finish()
+        staged.streams, staged.numbered, staged.scattered = streams.finish(), dict(streams.rows), streams.scattered
         staged.rows = staged.known_rows + sum(file.rows for file in staged.files)
         staged.digest = add(staged.known_digest, *(file.digest for file in staged.files))
         return staged, expected or shard.count_digest(table, day, clients)
@@ -173,27 +179,22 @@ def _one(batches: list[pa.RecordBatch]) -> pa.RecordBatch:
 
 
 def _ahead(groups: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
-    """Reads one group ahead in a thread of its own; an error comes out where the group would have."""
-    ready: Queue[pa.RecordBatch | BaseException | None] = Queue(1)
+    """Reads one group ahead in a thread of its own, and never a second: a group is what memory is made of. An error comes out
+    where the group would have."""
+    ready: SimpleQueue[pa.RecordBatch | BaseException | None] = SimpleQueue()
+    wanted = Semaphore(1)
     given_up = False
-
-    def put(item: pa.RecordBatch | BaseException | None) -> None:
-        while not given_up:
-            try:
-                ready.put(item, timeout=0.2)
-                return
-            except Full:
-                continue
 
     def work() -> None:
         try:
-            for group in groups:
-                put(group)
-                if given_up:
+            while wanted.acquire() and not given_up:
+                group = next(groups, None)
+                ready.put(group)
+                if group is None:
                     return
-            put(None)
+                del group
         except BaseException as error:
-            put(error)
+            ready.put(error)
 
     thread = Thread(target=work, name="reader", daemon=True)
     thread.start()
@@ -201,7 +202,10 @@ def _ahead(groups: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
         while (item := ready.get()) is not None:
             if isinstance(item, BaseException):
                 raise item
+            wanted.release()
             yield item
+            del item
     finally:
         given_up = True
+        wanted.release()
         thread.join()

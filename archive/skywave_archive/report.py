@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import json
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -12,9 +11,8 @@ from dataclasses import dataclass, field
 from datetime import date
 from typing import Any
 
-import click
-
 from skywave.errors import EXIT_DATA, EXIT_SOFTWARE, EXIT_TRY_LATER, SkywaveError
+from skywave.visible import say, say_json
 
 from .archive import Archive
 from .settings import Archive as Settings
@@ -40,15 +38,15 @@ class Report:
     def line(self, text: str) -> None:
         """One line for people; nothing with --json."""
         if not self.as_json:
-            click.echo(text)
+            say(text)
 
     def problem(self, error: SkywaveError, what: str = "") -> None:
         """One thing that went wrong and does not stop the rest."""
         self.exit_code = max(self.exit_code, error.exit_code) if self.exit_code != EXIT_DATA else EXIT_DATA
         self.document.setdefault("problems", []).append(f"{what}{error}")
-        click.echo(f"Error: {what}{error}", err=True)
+        say(f"Error: {what}{error}", err=True)
         if error.hint:
-            click.echo(f"  {error.hint}", err=True)
+            say(f"  {error.hint}", err=True)
 
 
 @contextmanager
@@ -65,7 +63,7 @@ def _reported(path: str, command: str, as_json: bool) -> Iterator[tuple[Archive,
         raise
     except KeyboardInterrupt:
         code = EXIT_TRY_LATER
-        click.echo("interrupted; nothing is half done, run it again to go on", err=True)
+        say("interrupted; nothing is half done, run it again to go on", err=True)
         sys.exit(code)
     except SystemExit as error:
         code = error.code if isinstance(error.code, int) else EXIT_SOFTWARE
@@ -80,11 +78,9 @@ def _reported(path: str, command: str, as_json: bool) -> Iterator[tuple[Archive,
                     report.bytes, report.oldest_open, report.newest_verified,
                 )  # fmt: skip
             except OSError as error:
-                click.echo(
-                    f"Warning: metrics_file {settings.metrics_file} cannot be written: {error.strerror}", err=True
-                )
+                say(f"Warning: metrics_file {settings.metrics_file} cannot be written: {error.strerror}", err=True)
     if as_json:
-        click.echo(json.dumps({**report.document, "exit_code": report.exit_code}))
+        say_json({**report.document, "exit_code": report.exit_code})
     sys.exit(report.exit_code)
 
 

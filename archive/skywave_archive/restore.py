@@ -30,6 +30,7 @@ from .accounts import ACCOUNTS
 from .archive import Archive, day_folder, within
 from .datafile import DamagedFile, read_rows
 from .manifest import BrokenManifest, File, Manifest
+from .night import is_the_day_s
 from .source import BOUND, is_bound_by_quorum
 from .tables import BY_DAY, TELEMETRY, Hashes, Table, add, digest
 
@@ -149,7 +150,8 @@ class Restorer:
                     raise manifest
                 result = self.restore(table, manifest)
             except SkywaveError as error:
-                if error.exit_code == EXIT_TRY_LATER or isinstance(error, StoreRefused):
+                lasting = error.exit_code == EXIT_TRY_LATER or isinstance(error, StoreRefused)
+                if lasting and not is_the_day_s(error, self.stores):
                     raise
                 result = DayRestored(table.name, day, "failed", errors=[error])
             result.seconds = round(time.monotonic() - began, 2)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import posixpath
 from dataclasses import dataclass, field
 from urllib.parse import urlsplit
 
@@ -62,11 +63,33 @@ def load(path: str) -> Archive:
         raise ConfigError(
             f"{path}: target.urls: {settings.target.urls!r}", 'For example "http://nn1:9870, http://nn2:9870".'
         )
-    if settings.target.kind == "hdfs" and (
-        not settings.target.path.startswith("/") or set("#:=") & set(settings.target.path)
-    ):
-        raise ConfigError(f"{path}: target.path {settings.target.path!r} must be absolute and without # : =")
+    if settings.target.kind == "hdfs" and not _is_hdfs_folder(settings.target.path):
+        raise ConfigError(
+            f"{path}: target.path {settings.target.path!r} must be an absolute path in HDFS, without . .. // # : =",
+            "For example /skywave.",
+        )
+    if settings.target.kind == "local":
+        check_folder(settings.target.path, f"{path}: target.path")
+    if settings.store.kind == "embedded":
+        check_folder(settings.store.path, f"{path}: store.path")
+    if settings.metrics_file:
+        check_folder(settings.metrics_file, f"{path}: metrics_file")
     return settings
+
+
+def check_folder(path: str, what: str) -> None:
+    """Raises ``ConfigError`` for a path on this host that would be taken for another than is meant."""
+    if not path.strip():
+        raise ConfigError(f"{what} is empty", "It would be the folder in which the command runs: name one.")
+    if path.startswith("~"):
+        raise ConfigError(f"{what} {path!r}: ~ stands for a home folder in a shell only", "Write the path in full.")
+
+
+def _is_hdfs_folder(path: str) -> bool:
+    folder = path.rstrip("/")
+    return (
+        folder.startswith("/") and not set("#:=") & set(folder) and posixpath.normpath(folder).lstrip("/") == folder[1:]
+    )
 
 
 def _is_url(text: str) -> bool:

@@ -1,16 +1,18 @@
 """One shard of the store as the archive sees it: which days it has, their rows, count and digest.
 
-Duplicates are hidden with FINAL inside the partition. A day's *marker* is the highest block number of its parts: inserts
-raise it, merges keep it; with the time (or ZooKeeper's transaction) at which the table was made or altered, so that a rebuilt
-table is looked at anew.
+Duplicates are hidden with FINAL inside the partition. A day's *marker* changes with every insert, so that a day with the
+marker of the last look need not be looked at. It names when the table was made or altered, the highest block number of the
+day's parts, and, as a store that was put back to a snapshot gives the same numbers to other rows, what tells those apart: a
+digest of the parts, or of a replicated table the last transaction of ZooKeeper that allocated a block in that partition.
+Merges change the parts, so another marker does not mean other rows.
 """
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import date
-from typing import Any
 
 import pyarrow as pa
 
@@ -18,10 +20,13 @@ from skywave import config
 from skywave.errors import EXIT_DATA, SkywaveError
 from skywave.server.store import Store, open_shard, shard_names, text
 
-from .tables import Table
+from .tables import Table, add
 
+log = logging.getLogger(__name__)
 Clients = tuple[int, int]
 """First and last client_id of a range."""
+Held = tuple[int, int]
+"""Rows and digest."""
 
 
 BOUND = "this ClickHouse would refuse every later read, because it keeps asking for the part that a quorum wrote"
@@ -93,29 +98,41 @@ class Shard:
 
     def markers(self, table: Table) -> dict[date, str]:
         """Each day that has rows, with its marker."""
-        database = self.store.database
+        return self.store.read_whole([table.name], lambda: self._markers(table))
 
-        def read() -> tuple[list[tuple[Any, ...]], list[tuple[Any, ...]]]:
-            made = self.store.query(
-                "SELECT toUInt64(toUnixTimestamp(metadata_modification_time)) FROM system.tables"
-                f" WHERE database = '{database}' AND name = '{table.name}'"
-            )
-            if paths := replication_paths(self.store, table):  # the same on each replica, unlike the time of its file
-                made = self.store.query(
-                    f"SELECT toUInt64(mzxid) FROM system.zookeeper WHERE path = '{paths[0]}' AND name = 'metadata'"
-                )
-            return made, self.store.query(
-                "SELECT partition, max(max_block_number) FROM system.parts"
-                f" WHERE active AND database = '{database}' AND table = '{table.name}' AND rows > 0"
-                " GROUP BY partition ORDER BY partition"
-            )
-
-        made, rows = self.store.read_whole([table.name], read)
+    def _markers(self, table: Table) -> dict[date, str]:
+        query, database = self.store.query, self.store.database
+        made = query(
+            "SELECT toUInt64(toUnixTimestamp(metadata_modification_time)) FROM system.tables"
+            f" WHERE database = '{database}' AND name = '{table.name}'"
+        )
         if not made:
             raise SchemaChanged(
                 f"{self._table(table)} is missing on shard {self.name}", "Start its server once: it makes it."
             )
-        return {date.fromisoformat(text(day)): f"{int(made[0][0])}:{int(block)}" for day, block in rows}
+        allocated: dict[str, int] = {}
+        if paths := replication_paths(self.store, table):  # the same on each replica, unlike times and sets of parts
+            zookeeper = f"FROM system.zookeeper WHERE path = '{paths[0]}"
+            made = query(f"SELECT toUInt64(mzxid) {zookeeper}' AND name = 'metadata'")
+            blocks = query(f"SELECT name, toUInt64(pzxid) {zookeeper}/block_numbers'")
+            allocated = {text(partition): int(transaction) for partition, transaction in blocks}
+        # 18.16 has no hash of a part's files; a part made anew has at least another time.
+        content = "hash_of_all_files" if self.store.modern else "toUInt64(toUnixTimestamp(modification_time))"
+        rows = query(
+            "SELECT partition, any(partition_id), max(max_block_number),"
+            f" sum(cityHash64(name, rows, bytes_on_disk, {content})) FROM system.parts"
+            f" WHERE active AND database = '{database}' AND table = '{table.name}' AND rows > 0"
+            " GROUP BY partition ORDER BY partition"
+        )
+        found = {}
+        for day, name, block, parts in rows:
+            try:
+                key = date.fromisoformat(text(day))
+            except ValueError:  # 18.16 calls the day number 0 so, which no server of ours writes
+                log.warning("%s: the partition %s is no day, and is left out", self._table(table), text(day))
+                continue
+            found[key] = f"{int(made[0][0])}:{int(block)}:{allocated.get(text(name), int(parts))}"
+        return found
 
     def marker(self, table: Table, day: date) -> str:
         """The marker of one day; empty if it has no rows."""
@@ -200,6 +217,12 @@ def columns_of(table: Table) -> list[list[str]]:
 def _on(day: date, clients: Clients | None = None) -> str:
     some = f" AND client_id >= {clients[0]} AND client_id <= {clients[1]}" if clients else ""
     return f"day = '{day.isoformat()}'{some}"
+
+
+def held_by(shards: list[Shard], table: Table, day: date) -> Held:
+    """Rows and digest of a day in all shards together, whatever their shape."""
+    found = [shard.count_digest(table, day) for shard in shards]
+    return sum(rows for rows, _ in found), add(*(total for _, total in found))
 
 
 def names_of(settings: config.Store) -> list[str]:

@@ -32,6 +32,12 @@ class TargetDenied(SkywaveError):
     exit_code = EXIT_USAGE
 
 
+class TargetUnsafe(SkywaveError):
+    """The target has not what publishing relies on. Trying again cannot help."""
+
+    exit_code = EXIT_USAGE
+
+
 class TargetError(SkywaveError):
     """The target did something it must not."""
 
@@ -108,6 +114,19 @@ class Target(ABC):
     def problems(self) -> list[str]:
         """What is wrong with the target, for ``check``."""
         return []
+
+    def prove(self, folder: str) -> None:  # noqa: B027
+        """Raises ``TargetUnsafe`` if renames are not exclusive there, or files are made where their folder is gone: what a
+        lock and a publish rely on. Works in ``folder`` and leaves nothing there."""
+
+    def unreadable(self, error: TargetUnavailable) -> str:
+        """Why one file cannot be read, if that is not because the target is away: its blocks are lost, say. Raises ``error``
+        if it is."""
+        try:
+            self.status("")
+        except TargetUnavailable:
+            raise error from None
+        return f"cannot be read: {error}"
 
     def read_bytes(self, path: str) -> bytes:
         """A small file's content; raises ``NotFound``."""

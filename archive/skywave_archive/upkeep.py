@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import click
 
 from skywave.errors import EXIT_DATA, SkywaveError
+from skywave.visible import say
 
 from .archive import Archive, utc_today
 from .options import config_option, dry_run_option, json_option, parse_age, parse_day
@@ -107,9 +108,7 @@ def _store_has(report: Report, manifest: Manifest) -> bool:
         with open_shards(report.settings.store) as shards:
             found = [shard.count_digest(BY_DAY[manifest.table], manifest.day) for shard in shards]
     except SkywaveError as error:
-        click.echo(
-            f"The store does not answer ({error}): {manifest.day} counts as held by the archive alone.", err=True
-        )
+        say(f"The store does not answer ({error}): {manifest.day} counts as held by the archive alone.", err=True)
         return False
     return (sum(rows for rows, _ in found), add(*(total for _, total in found))) == (manifest.rows, manifest.digest)
 
@@ -128,12 +127,14 @@ def expire(archive: Archive, report: Report, age: timedelta, dry_run: bool) -> N
     be dropped are kept and say why; exit code 1 then.
     """
     from .expire import expire as run
+    from .fleet import check_fleet
     from .source import open_shards
 
     with (
         open_shards(report.settings.store) as shards,
         Workspace(archive.target, report.settings.export.lock_ttl) as work,
     ):
+        check_fleet(archive, [shard.store for shard in shards])
         results = run(archive, work, shards, utc_today() - age, dry_run)
     for result in results:
         report.line(f"{result.day}: {result.outcome}, {result.rows:,} rows{f'; {result.why}' if result.why else ''}")

@@ -12,13 +12,17 @@ from dataclasses import asdict, dataclass
 from datetime import date
 from typing import Any
 
+import numpy as np
+import pyarrow as pa
+
 from skywave.errors import SkywaveError
 
 from .archive import Archive, day_folder, within
 from .datafile import DamagedFile, check_bytes, read_rows
 from .manifest import File, Manifest
-from .ranges import Collector
+from .ranges import Collector, in_streams
 from .tables import BY_DAY
+from .target import TargetUnavailable
 
 LEVELS = ("list", "checksum", "rows")
 LOST = "the manifest of its generation is missing"
@@ -79,7 +83,7 @@ def verify_day(
             findings.append(Finding(*where, "list", file.name, f"has {entry.size} bytes, not {file.bytes}"))
         else:
             good.append(file)
-    streams = Collector()
+    streams = Collector(unbounded=True)  # no more than the manifest names
     for file in good if level != "list" else []:
         path = f"{day_folder(manifest.table, manifest.day)}/{file.name}"
         try:
@@ -88,15 +92,23 @@ def verify_day(
             else:
                 for batch, _ in read_rows(archive.target, path, BY_DAY[manifest.table], file):
                     if BY_DAY[manifest.table].ranged:
-                        streams.add(batch)
+                        streams.add(_named(manifest, batch) if manifest.scattered else batch)
         except DamagedFile as error:
             findings.append(Finding(*where, level, file.name, str(error)))
+        except TargetUnavailable as error:
+            findings.append(Finding(*where, level, file.name, archive.target.unreadable(error)))
         progress(file.bytes)
     if level == "rows" and not any(not finding.alien for finding in findings):
         found = {name: ranges.pairs() for name, ranges in streams.finish().items()}
         if found != {name: ranges.pairs() for name, ranges in manifest.streams.items()}:
             findings.append(Finding(*where, level, "", "the rows' streams and numbers are not those of the manifest"))
     return findings
+
+
+def _named(manifest: Manifest, batch: pa.RecordBatch) -> pa.RecordBatch:
+    """Without the rows of scattered clients whose numbers the manifest has not."""
+    others = np.isin(batch.column("client_id").to_numpy(), manifest.scattered) & ~in_streams(batch, manifest.streams)
+    return batch.filter(pa.array(~others))
 
 
 def verify(

@@ -3,19 +3,26 @@
 That package does one pass over the NameNodes without a pause, knows neither time-outs nor resumed reads unless told, obeys
 proxies of the environment and has no exclusive rename; all that is added here. RENAME with ``renameoptions`` is atomic and
 never replaces or nests; CREATE with ``createparent=false`` fails where a later owner of the lock has moved the folder away.
+HttpFS, and perhaps other gateways, ignore both options and answer 200: ``prove`` finds them out.
 """
 
 from __future__ import annotations
 
+import html
+import re
+import secrets
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import suppress
+from dataclasses import replace
 from typing import Any, TypeVar
 from urllib.parse import urlparse
 
 import hdfs
 import requests
 
+from .archive import STAGING
 from .settings import Target as Settings
 from .target import (
     AlreadyExists,
@@ -26,11 +33,15 @@ from .target import (
     TargetError,
     TargetFull,
     TargetUnavailable,
+    TargetUnsafe,
     attempts,
 )
 
 T = TypeVar("T")
 _CHUNK = 1 << 20
+_TRY_AGAIN = (408, 425, 429)
+"""Statuses below 500 that ask for another try; all others say that the request is wrong or not allowed."""
+_SECURITY = "Check target.user and the cluster's security."
 _KINDS: dict[str, tuple[type[TargetError | TargetDenied | TargetUnavailable], str]] = {
     "FileNotFoundException": (NotFound, ""),
     "ParentNotDirectoryException": (NotFound, ""),
@@ -38,7 +49,10 @@ _KINDS: dict[str, tuple[type[TargetError | TargetDenied | TargetUnavailable], st
     "AlreadyBeingCreatedException": (AlreadyExists, ""),
     "PathIsNotEmptyDirectoryException": (AlreadyExists, ""),
     "AccessControlException": (TargetDenied, "Give the archive's root to target.user: hdfs dfs -chown."),
-    "SecurityException": (TargetDenied, "Check target.user and the cluster's security."),
+    "SecurityException": (TargetDenied, _SECURITY),
+    "AuthorizationException": (TargetDenied, _SECURITY),
+    "AuthenticationException": (TargetDenied, _SECURITY),
+    "InvalidToken": (TargetDenied, _SECURITY),
     "NSQuotaExceededException": (TargetFull, "Raise the name quota: hdfs dfsadmin -setQuota."),
     "DSQuotaExceededException": (
         TargetFull,
@@ -65,11 +79,9 @@ class WebHdfsTarget(Target):
     def _client(self) -> Any:
         """One a thread: a session of ``requests`` belongs to one thread."""
         if not hasattr(self._local, "client"):
-            session = requests.Session()
-            session.trust_env = False  # no proxies from the environment
             timeout = (min(5.0, self._settings.timeout), self._settings.timeout)
             self._local.client = hdfs.InsecureClient(
-                ";".join(self._settings.addresses), user=self._settings.user, timeout=timeout, session=session
+                ";".join(self._settings.addresses), user=self._settings.user, timeout=timeout, session=_session()
             )
         return self._local.client
 
@@ -150,7 +162,9 @@ class WebHdfsTarget(Target):
     def rename(self, source: str, destination: str) -> None:
         """See ``Target.rename``."""
         goal = f"{self._root}/{destination}"
-        self._call(source, lambda client, full: client._rename(full, destination=goal, renameoptions="NONE"))
+        answer = self._call(source, lambda client, full: client._rename(full, destination=goal, renameoptions="NONE"))
+        if answer.content:  # only a RENAME without options says whether it was done
+            raise self._unsafe()
 
     def make_folder(self, path: str) -> None:
         """See ``Target.make_folder``."""
@@ -178,17 +192,71 @@ class WebHdfsTarget(Target):
         found = []
         for url in self._settings.addresses:
             try:
-                with requests.Session() as session:
-                    session.trust_env = False
+                with suppress(TargetUnavailable):  # a standby, say; the one that works is tried by all who write
+                    WebHdfsTarget(replace(self._settings, urls=url, retry_for=0)).prove(STAGING)
+                with _session() as session:
                     query = {"qry": "Hadoop:service=NameNode,name=NameNodeInfo"}
                     answer = session.get(f"{url.rstrip('/')}/jmx", params=query, timeout=self._settings.timeout)
                     beans = answer.json()["beans"]
             except (requests.RequestException, ValueError, KeyError) as error:
                 found.append(f"NameNode {url}: {_short(error)}")
                 continue
+            except TargetUnsafe as error:
+                found.append(f"{error} {error.hint}")
+                continue
             if beans and beans[0].get("Safemode"):
                 found.append(f"NameNode {url} is in safe mode")
         return found
+
+    def prove(self, folder: str) -> None:
+        """See ``Target.prove``."""
+        probe = f"{folder}/probe-{secrets.token_hex(8)}"
+        for name in ("one", "two"):
+            self.make_folder(f"{probe}/{name}")
+        tries: list[Callable[[], None]] = [
+            lambda: self.rename(f"{probe}/nothing", f"{probe}/three"),
+            lambda: self.rename(f"{probe}/one", f"{probe}/two"),
+            lambda: self.put(f"{probe}/nowhere/file", b"skywave"),
+        ]
+        try:
+            for attempt in tries:
+                with suppress(NotFound, AlreadyExists):
+                    attempt()
+                    raise self._unsafe()
+        finally:
+            self.delete(probe)
+
+    def _unsafe(self) -> TargetUnsafe:
+        return TargetUnsafe(
+            f"{self._settings.urls} ignores renameoptions or createparent, as HttpFS does: nothing could be published"
+            " safely there",
+            "Give the NameNodes' own addresses in target.urls (port 9870), not those of a gateway.",
+        )
+
+
+def _session() -> requests.Session:
+    session = requests.Session()
+    session.trust_env = False  # no proxies from the environment
+    session.hooks["response"].append(_refuse_others)
+    return session
+
+
+def _refuse_others(answer: requests.Response, *_: Any, **__: Any) -> None:
+    """Raises ``HTTPError`` for answers that are not WebHDFS's: web pages, and errors that it did not name."""
+    if answer.ok and "html" not in answer.headers.get("content-type", ""):
+        return
+    with suppress(ValueError, KeyError, TypeError):
+        if answer.json()["RemoteException"]["exception"]:
+            return
+    raise requests.HTTPError(f"HTTP {answer.status_code}: {_words(answer)}", response=answer)
+
+
+def _words(answer: requests.Response) -> str:
+    """What an answer says: the title of a page, or its first words."""
+    page = answer.content[:10_000].decode(errors="replace")
+    title = re.search(r"<title[^>]*>(.*?)</title", page, re.IGNORECASE | re.DOTALL)
+    said = title[1] if title else re.sub(r"<[^>]*>", " ", page)
+    return " ".join(html.unescape(said).split())[:200] or str(answer.reason)
 
 
 def _entry(name: str, status: dict[str, Any]) -> Entry:
@@ -200,6 +268,13 @@ def _short(error: Exception) -> str:
 
 
 def _translated(error: Exception, path: str) -> Exception:
+    if isinstance(error, requests.HTTPError) and error.response is not None:
+        status = error.response.status_code
+        if status in (401, 403, 407):
+            return TargetDenied(f"{path}: {error}", _SECURITY)
+        if status < 500 and status not in _TRY_AGAIN:
+            return TargetDenied(f"{path}: {error}: this is no WebHDFS", "Check target.urls: http://NAMENODE:9870.")
+        return TargetUnavailable(f"{path}: {error}", "See the log of what answers at target.urls.")
     if isinstance(error, hdfs.HdfsError):
         name = str(error.exception or "")
         text = _short(error)
@@ -212,8 +287,6 @@ def _translated(error: Exception, path: str) -> Exception:
             return TargetUnavailable(f"{path}: {text}", "Check the DataNodes: hdfs dfsadmin -report.")
         if any(sign in text for sign in ("minReplication", "No space")):
             return TargetFull(f"{path}: {text}", "Check the DataNodes: hdfs dfsadmin -report.")
-        if "Authentication failure" in text:
-            return TargetDenied(f"{path}: {text}", "Check target.user and the cluster's security.")
         return TargetUnavailable(f"{path}: {name} {text}", "See the NameNode's log.")
     if any(sign in str(error) for sign in ("NameResolution", "Failed to resolve", "name resolution")):
         host = urlparse(

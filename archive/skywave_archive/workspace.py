@@ -159,6 +159,7 @@ class Workspace:
     def _acquire(self) -> None:
         self.target.make_folder(LOCKS)
         self.target.make_folder(STAGING)
+        self.target.prove(STAGING)
         while True:
             locks = {entry.name: entry for entry in self.target.entries(LOCKS)}
             newest = max((name for name in locks if name[:8].isdigit()), default="00000000")
@@ -225,7 +226,7 @@ class Workspace:
         try:
             owner = json.loads(self.target.read_bytes(f"{LOCKS}/{name}"))
             return owner if isinstance(owner, dict) else {}
-        except (NotFound, ValueError):
+        except (NotFound, ValueError, TargetUnavailable):
             return {}
 
     def _beat(self) -> None:

@@ -7,18 +7,22 @@ import random
 import time
 from collections.abc import Iterator
 from dataclasses import asdict
+from datetime import UTC, datetime
 
 from .. import __version__, config
+from ..errors import OutboxUnavailable
 from ..handover import take_over
-from ..service import Figure, Rate, Snapshot, Worker, rss_bytes, run_until_signal, serve_figures
+from ..service import Figure, FiguresServer, Rate, Snapshot, Worker, rss_bytes, run_until_signal
 from ..stalls import AWAY_S, Cause, Stalls
 from .intake import Intake
-from .outbox import open_outbox
+from .outbox import Outbox, open_outbox
 from .uplink import Uplink
 
 log = logging.getLogger(__name__)
 
 STUCK_AFTER_S = 30.0
+ANSWERS_WITHIN_S = 1.0
+"""A database that takes longer is what a thread waits for, not one that it asks again and again."""
 UNACKED_S = 30.0
 """How long all that was sent may be without an acknowledgement before it is called a stall."""
 
@@ -44,6 +48,7 @@ FIGURES = [
     Figure("ack_delay_s", "skywave_client_ack_delay_seconds", "Smoothed time from publish to acknowledgement."),
     Figure("connected", "skywave_client_broker_connected", "1 while the broker is connected."),
     Figure("accepting", "skywave_client_server_accepting", "1 while some server accepts batches."),
+    Figure("clock_is_set", "skywave_client_clock_set", "1 unless the clock shows a date before 2025."),
     Figure("outbox_full", "skywave_client_outbox_full", "1 while the outbox is full."),
     Figure("sensors.*.connected", "skywave_client_sensor_connected", "1 while connected.", label="sensor"),
     Figure("sensors.*.readings", "skywave_client_sensor_readings", "Readings taken in.", True, "sensor"),
@@ -61,6 +66,7 @@ FIGURES = [
         "sensor",
     ),
     Figure("stalls.*.for_s", "skywave_client_stalled_seconds", "How long a cause has held it up.", label="cause"),
+    Figure("uptime_s", "skywave_client_uptime_seconds", "Time since its start."),
     Figure("rss_bytes", "skywave_client_rss_bytes", "Resident memory."),
 ]
 
@@ -73,21 +79,12 @@ class Agent:
         # A stream is drawn anew at every start, so a restored or cloned outbox never reuses an identity. 63 bits,
         # because PostgreSQL and SQLite hold signed numbers.
         stream = random.SystemRandom().randrange(1, 2**63)
-        self._intake_outbox = open_outbox(settings.outbox)
-        self._intake_outbox.lock()
-        self._intake_outbox.create(settings.client_id)
-        self._uplink_outbox = open_outbox(settings.outbox)
+        self._intake_outbox, self._uplink_outbox = _open(settings)
         first_id = self._intake_outbox.start_stream(stream)
+        if first_id == 1:
+            log.info("outbox: this one never held a reading")
         self.uplink = Uplink(settings, self._uplink_outbox, stream, first_id)
-        self.intake = Intake(
-            settings,
-            self._intake_outbox,
-            stream,
-            first_id,
-            self.uplink.offer,
-            lambda: self.uplink.heard_date,
-            take_over(),
-        )
+        self.intake = Intake(settings, self._intake_outbox, stream, first_id, self.uplink, take_over())
         self._workers = [Worker("intake", self.intake.run), Worker("uplink", self.uplink.run)]
         self._in_rate, self._ack_rate, self._growth = Rate(), Rate(), Rate(30.0)
         self._stalls = Stalls()
@@ -96,7 +93,7 @@ class Agent:
 
     def run(self) -> None:
         """Works until SIGTERM or SIGINT; then commits what is in memory and returns."""
-        server = serve_figures(
+        self._figures = FiguresServer(
             self._settings.http,
             FIGURES,
             self.snapshot,
@@ -111,8 +108,7 @@ class Agent:
             self._workers[0].join(20)
             self.uplink.stop()
             self._workers[1].join(10)
-            if server:
-                server.shutdown()
+            self._figures.stop()
             self._intake_outbox.close()
             self._uplink_outbox.close()
             log.info(
@@ -148,25 +144,45 @@ class Agent:
             if self._settings.outbox.when_full == "drop_oldest"
             else "the sensors wait"
         )
-        yield Cause("outbox full", 1.0, f"the outbox is full, {waits}" if intake.full else "")
+        yield Cause("outbox full", 1.0, f"the outbox is full, {waits}: {intake.full}" if intake.full else "")
         wrong = intake.unavailable or uplink.unavailable
         yield Cause("outbox", AWAY_S, f"the outbox does not work: {wrong}" if wrong else "")
         aside = len(uplink.set_aside)
         yield Cause(
-            "set aside", 0.0, f"the broker refuses {aside} batches; they wait for the next start" if aside else ""
+            "set aside", 0.0, f"the broker refuses {aside} batches; they are tried again by and by" if aside else ""
         )
-        for name, progress_at in (("intake", intake.progress_at), ("uplink", uplink.progress_at)):
+        yield Cause("clock", 0.0, self._clock_trouble())
+        yield Cause("figures", 0.0, self._figures.trouble)
+        for name, progress_at, outbox in self._loops():
             hangs = time.monotonic() - progress_at > AWAY_S
-            yield Cause(name, 0.0, f"the {name} hangs: the outbox's database or disk does not answer" if hangs else "")
+            why = ": the outbox's database or disk does not answer" if _waits_for(outbox) else ""
+            yield Cause(name, 0.0, f"the {name} hangs{why}" if hangs else "")
+        yield Cause("link", 0.0, uplink.link.hang)
+
+    def _loops(self) -> Iterator[tuple[str, float, Outbox]]:
+        """Each worker's name, when its loop last turned, and the outbox that it may wait for."""
+        yield "intake", self.intake.progress_at, self._intake_outbox
+        yield "uplink", self.uplink.progress_at, self._uplink_outbox
+
+    def _clock_trouble(self) -> str:
+        today, heard = datetime.now(UTC).date(), self.uplink.heard_date
+        if not self.intake.clock.is_set:
+            return "the clock was never set; readings get the times that it shows"
+        # Two servers may be on both sides of midnight, and this host on either side of them.
+        if self.uplink.accepting and heard and abs((today - heard).days) > 1:
+            return f"the clock shows {today}, the servers have {heard}; readings get the times that it shows"
+        return ""
 
     def _health(self) -> str:
         self._stalls.look(self._causes())
-        now = time.monotonic()
-        for worker, progress_at in zip(self._workers, (self.intake.progress_at, self.uplink.progress_at), strict=True):
+        for worker in self._workers:
             if worker.died_of is not None:
                 return f"dead: {worker.name}: {worker.died_of}"
-            if now - progress_at > STUCK_AFTER_S:
-                return f"{worker.name} has not moved for {now - progress_at:.0f} s"
+        for name, progress_at, outbox in self._loops():
+            still = time.monotonic() - progress_at
+            # A restart would lose what is in memory, and wait for the same database.
+            if still > STUCK_AFTER_S and not _waits_for(outbox):
+                return f"{name} has not moved for {still:.0f} s"
         return ""
 
     def _status_line(self) -> str:
@@ -190,7 +206,7 @@ class Agent:
             "uptime_s": round(time.monotonic() - self._started, 1),
             "connected": uplink.link.connected,
             "accepting": uplink.accepting,
-            "broker_error": uplink.link.last_error,
+            "broker_error": uplink.link.error,
             "readings": intake.readings,
             "readings_per_s": round(self._in_rate.update(intake.readings), 1),
             "commits": intake.commits,
@@ -207,8 +223,30 @@ class Agent:
             "time_to_full_s": round(free / growth) if growth > 1 and free > 0 else None,
             "ack_delay_s": round(uplink.window.ack_delay, 3),
             "stalls": self._stalls.current,
-            "outbox_full": intake.full,
+            "clock_is_set": intake.clock.is_set,
+            "outbox_full": bool(intake.full),
+            "outbox_full_why": intake.full,
             "outbox_error": intake.unavailable or uplink.unavailable,
             "sensors": {name: asdict(figures) for name, figures in intake.sensors.items()},
             "rss_bytes": rss_bytes(),
         }
+
+
+def _open(settings: config.Client) -> tuple[Outbox, Outbox]:
+    """The intake's connection to the outbox and the uplink's. Raises ``OutboxUnavailable`` also for what is wrong with a disk:
+    it may be mounted or repaired, and a client that is started again then goes on."""
+    if why := settings.outbox.missing_mount():
+        raise OutboxUnavailable(why, "Mount the outbox's disk; the client starts again by itself.")
+    try:
+        intake, uplink = open_outbox(settings.outbox), open_outbox(settings.outbox)
+        intake.lock()
+        intake.create(settings.client_id)
+    except OSError as error:
+        raise OutboxUnavailable(f"outbox: {error}", "Check the disk and the rights of its folder.") from error
+    return intake, uplink
+
+
+def _waits_for(outbox: Outbox) -> bool:
+    """True while one question to the outbox's database takes long."""
+    asked_at = outbox.asked_at
+    return asked_at > 0 and time.monotonic() - asked_at > ANSWERS_WITHIN_S

@@ -9,13 +9,17 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Callable, Sequence
+from array import array
+from collections.abc import Sequence
+from dataclasses import replace
 from datetime import date
+from typing import Protocol
 
 from .. import config
-from ..batch import Batch, Name, encode
+from ..batch import Batch, Name, decode, encode
 from ..errors import OutboxUnavailable
 from ..handover import Kept, hand_over
+from .clock import EARLIEST_US, Clock
 from .outbox import Outbox, Position
 from .sensors import CHUNK_BYTES, SensorFigures, Sensors
 
@@ -28,13 +32,35 @@ UNAVAILABLE_RETRY_MAX_S = 5.0
 DRAIN_S = 0.5
 STOP_GRACE_S = 5.0
 """How long a stopping client goes on trying to commit its last batch to an outbox that is away."""
+CLOCK_GRACE_S = 30.0
+"""For so long after a server accepts, batches of a clock that was never set wait for a time server's word. The network that
+brings the one brings the other."""
+CORRECT_AT_ONCE = 64
+
+
+class Receiver(Protocol):
+    """Who brings committed batches on: the uplink."""
+
+    @property
+    def heard_date(self) -> date | None:
+        """The last server date that was heard."""
+
+    @property
+    def accepting(self) -> bool:
+        """True while some server takes batches."""
+
+    def offer(self, batch: Batch) -> None:
+        """A batch that was just committed. Never waits."""
+
+    def leave(self, last_id: int) -> None:
+        """The outbox has batches up to that id that were not offered."""
 
 
 class Intake:
     """Owns the sensors' sockets, the open batch and the writing side of the outbox.
 
-    ``on_commit`` is called with every batch that the outbox has committed; ``heard_date`` gives the last server date;
-    ``inherited`` are the sensors' connections that an earlier process handed over.
+    ``receiver`` is told of every batch that the outbox has committed; ``inherited`` are the sensors' connections that an
+    earlier process handed over.
     """
 
     def __init__(
@@ -43,8 +69,7 @@ class Intake:
         outbox: Outbox,
         stream: int,
         first_id: int,
-        on_commit: Callable[[Batch], None],
-        heard_date: Callable[[], date | None],
+        receiver: Receiver,
         inherited: Sequence[Kept] = (),
     ) -> None:
         self._settings = settings.intake
@@ -54,13 +79,16 @@ class Intake:
         self._stream = stream
         self._next_id = first_id
         self._next_seq = 1
-        self._on_commit = on_commit
-        self._heard_date = heard_date
+        self._receiver = receiver
+        self.clock = Clock()
+        self._held_from = 0  # from this id on batches wait for the clock; 0: none does
+        self._served_at = 0.0
+        self._gave_up = False
         self._sensors = Sensors(settings.sensors, settings.intake, outbox.positions(), inherited)
         self._stopping = threading.Event()
         self._look_after_at = 0.0
         self.progress_at = time.monotonic()
-        self.full = False
+        self.full = ""
         self.unavailable = ""
         self.readings = 0
         self.commits = 0
@@ -83,6 +111,7 @@ class Intake:
                 if now >= self._look_after_at:
                     self._look_after_at = now + LOOK_AFTER_S
                     self._sensors.look_after(now)
+                self._look_at_clock(now)
                 got = self._sensors.read_ready(min(self._due_in(now), LOOK_AFTER_S))
                 if self._due_in(time.monotonic()) <= 0:
                     self._commit()
@@ -92,6 +121,7 @@ class Intake:
             self._drain()
             if self._sensors.open:
                 self._commit()
+            self._correct_all()
             if not self.lost_at_stop:
                 hand_over(self._sensors.kept())
         finally:
@@ -116,25 +146,30 @@ class Intake:
 
     def _commit(self) -> None:
         """Commits the open readings at once: as one batch, or as several where a flood brought more than one may hold."""
-        codes, created_at, values = self._sensors.take()
         positions = self._sensors.moved()
+        parts = self._sensors.take(self._settings.max_readings)
+        self.clock.look()
         batches: list[Batch] = []
-        next_id, next_seq, step = self._next_id, self._next_seq, self._settings.max_readings
-        for start in range(0, len(values), step):
-            part = slice(start, start + step)
+        next_id, next_seq = self._next_id, self._next_seq
+        for keys, codes, created_at, values in parts:
             name = Name(self._client_id, self._stream, next_seq)
-            times = created_at[part]
-            payload = encode(name, self._sensors.keys, codes[part], times, values[part], self._settings.compression)
-            batches.append(Batch(next_id, self._stream, next_seq, len(times), min(times), self._heard_date(), payload))
+            times = self.clock.corrected(created_at)
+            payload = encode(name, keys, codes, times, values, self._settings.compression)
+            heard = self._receiver.heard_date
+            batches.append(Batch(next_id, self._stream, next_seq, len(times), min(times), heard, payload))
             next_id, next_seq = next_id + 1, next_seq + len(times)
+        readings = next_seq - self._next_seq
         if not self._append(batches, positions):
-            self.lost_at_stop += len(values)
+            self.lost_at_stop += readings
             return
         self._next_id, self._next_seq = next_id, next_seq
-        self.readings += len(values)
+        self.readings += readings
         self.commits += 1
-        for batch in batches:
-            self._on_commit(batch)
+        if not (self.clock.is_set or self._gave_up or self._held_from):
+            self._held_from, self._served_at = batches[0].id, time.monotonic()
+        if not self._held_from:
+            for batch in batches:
+                self._receiver.offer(batch)
         self._sensors.committed(positions)
 
     def _append(self, batches: list[Batch], positions: dict[str, Position]) -> bool:
@@ -147,14 +182,14 @@ class Intake:
             if self._stopping.is_set() and give_up_at == float("inf"):
                 give_up_at = self.progress_at + STOP_GRACE_S
             try:
-                self.full = self._outbox.is_full(size)
+                self.full = self._outbox.full_because(size)
                 if self.full and self._drop_oldest:
                     self._outbox.drop_oldest(size)
                 elif self.full and not self._stopping.is_set():  # a stopping client may exceed the bound once
                     self._stopping.wait(FULL_RETRY_S)
                     continue
                 self._outbox.append(batches, positions)
-                self.full, self.unavailable = False, ""
+                self.full = self.unavailable = ""
                 return True
             except OutboxUnavailable as error:
                 if not self.unavailable:
@@ -166,3 +201,56 @@ class Intake:
                 if self._stopping.wait(pause):
                     time.sleep(0.1)
                 pause = min(pause * 2, UNAVAILABLE_RETRY_MAX_S)
+
+    # -- a clock that was never set ------------------------------------------------------------------------------
+
+    def _look_at_clock(self, now: float) -> None:
+        """Corrects the batches that wait for the clock once it is set; gives up when a server was there for long enough."""
+        self.clock.look()
+        if self._gave_up and self.clock.is_set:
+            self._gave_up = False
+            log.warning("the clock is set: readings delivered before lack %.3f s", self.clock.jump / 1e6)
+        if not self._held_from:
+            return
+        if self.clock.is_set:
+            self._correct()
+            return
+        if not self._receiver.accepting:
+            self._served_at = now
+        elif now > self._served_at + CLOCK_GRACE_S:
+            self._gave_up = True
+            log.error("the clock was never set; readings are delivered with the times that it shows")
+            self._let_go()
+
+    def _correct(self) -> None:
+        """Some of the batches that wait. Nothing was published of them, so that no other copy has the wrong times."""
+        try:
+            batches = self._outbox.read(self._held_from, self._next_id - 1, CORRECT_AT_ONCE)
+            self._outbox.replace([self._with_right_times(b) for b in batches if b.made_at < EARLIEST_US])
+        except OutboxUnavailable as error:
+            log.warning("outbox: %s; times are corrected later", error)
+            self._look_after_at = time.monotonic() + LOOK_AFTER_S
+            return
+        if len(batches) == CORRECT_AT_ONCE:
+            self._held_from = batches[-1].id + 1
+            return
+        log.info("the clock is set: times from before it are corrected by %.3f s", self.clock.jump / 1e6)
+        self._let_go()
+
+    def _correct_all(self) -> None:
+        """What a stopping client still can: the next one does not know by how much they are wrong."""
+        until = time.monotonic() + STOP_GRACE_S
+        while self._held_from and self.clock.is_set and time.monotonic() < until:
+            self._correct()
+
+    def _with_right_times(self, batch: Batch) -> Batch:
+        name = Name(self._client_id, batch.stream, batch.first_seq)
+        found = decode(batch.payload, name, batch.count)
+        times = self.clock.corrected(array("q", found.created_at.to_pylist()))
+        codes, values = array("h", found.codes.to_pylist()), array("d", found.values.to_pylist())
+        payload = encode(name, found.keys, codes, times, values, self._settings.compression)
+        return replace(batch, made_at=min(times), payload=payload)
+
+    def _let_go(self) -> None:
+        self._held_from = 0
+        self._receiver.leave(self._next_id - 1)

@@ -16,8 +16,8 @@ import psycopg2.errors
 import psycopg2.extensions
 
 from .. import config
-from ..errors import OutboxError, OutboxRefused, OutboxUnavailable
-from .outbox import Outbox, Statement
+from ..errors import CredentialError, OutboxError, OutboxRefused, OutboxUnavailable
+from .outbox import Outbox, Statement, asks
 
 _LOCK_KEY = 0x736B7977617665  # "skywave"
 # Rows up to a page stay in the table: at a thousand readings a second a batch needs no TOAST table nor its index.
@@ -69,6 +69,7 @@ class PostgresOutbox(Outbox):
         super().create(client_id)
         self.transaction([(sql, ()) for sql in _STORAGE])
 
+    @asks
     def transaction(self, statements: Sequence[Statement]) -> None:
         """See ``Outbox.transaction``."""
         try:
@@ -78,6 +79,7 @@ class PostgresOutbox(Outbox):
         except psycopg2.Error as error:
             raise self._translated(error) from error
 
+    @asks
     def query(self, sql: str, parameters: Sequence[Any] = ()) -> list[tuple[Any, ...]]:
         """See ``Outbox.query``."""
         try:
@@ -103,7 +105,10 @@ class PostgresOutbox(Outbox):
 
     def _connect(self) -> psycopg2.extensions.connection:
         if self._connection is None or self._connection.closed:
-            password = config.secret(self._settings.password_file) or None
+            try:
+                password = config.secret(self._settings.password_file) or None
+            except CredentialError as error:
+                raise OutboxUnavailable(f"postgresql: {error}", error.hint) from error
             connection = psycopg2.connect(
                 self._settings.dsn,
                 password=password,

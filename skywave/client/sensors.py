@@ -8,15 +8,16 @@ from __future__ import annotations
 
 import errno
 import logging
+import os
 import random
 import selectors
 import socket
 import time
 from array import array
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple, TypeVar
 
 from .. import config
 from ..frames import FrameParser, Word, take_word
@@ -24,11 +25,29 @@ from ..handover import Kept
 from .outbox import Position
 
 log = logging.getLogger(__name__)
+T = TypeVar("T")
 
 CHUNK_BYTES = 256 << 10
 RECEIVE_BUFFER_BYTES = 64 << 10
 """Small on purpose: what stands in it when the client is killed is lost (the kernel doubles the figure)."""
+FIRST_PAUSE_S = 0.25
+QUIET_S = 60.0
+"""A sensor about which something was logged has to deliver as long without trouble before anything is logged again."""
+PAUSES = 3
+"""A sensor is silent when it has paused for so many times as long as it usually does."""
+FORGET = 0.9
+"""With each reading a long pause counts so much less."""
+MAX_SEQ = 1 << 62
 NOWHERE = Position(0, 0)
+
+
+class Columns(NamedTuple):
+    """Readings of several sensors: ``codes`` (typecode ``h``) index ``keys``; ``created_at`` (``q``), microseconds UTC."""
+
+    keys: list[str]
+    codes: array[int]
+    created_at: array[int]
+    values: array[float]
 
 
 @dataclass(slots=True)
@@ -53,16 +72,24 @@ class Connection:
     key: str
     address: tuple[str, int]
     acknowledged: bool
+    stall_after: float
     figures: SensorFigures = field(default_factory=SensorFigures)
     lookup: Future[list[Any]] | None = None
+    # The addresses of its name that are not tried yet in this round, why the others failed, and the one that is used.
+    addresses: list[Any] = field(default_factory=list)
+    failures: list[str] = field(default_factory=list)
+    used: Any = None
+    delivered: bool = False
     sock: socket.socket | None = None
     parser: FrameParser = field(default_factory=FrameParser)
     ready: bool = False
     retry_at: float = 0.0
-    pause: float = 0.25
+    pause: float = FIRST_PAUSE_S
     heard_at: float = 0.0
+    usual_pause: float = 0.0
     stalled: bool = False
     complained: bool = False
+    trouble_at: float = 0.0
     # Of a sensor that numbers its readings: its first word while it is awaited, then what was taken in, what of that is
     # committed, and what it was told of that on this connection.
     greeting: bytes | None = None
@@ -89,12 +116,11 @@ class Sensors:
     ) -> None:
         self._settings = settings
         self._connections = [
-            Connection(name, s.key or name, (s.host, s.port), s.acknowledged) for name, s in sensors.items()
+            Connection(name, s.key or name, (s.host, s.port), s.acknowledged, s.stall_after)
+            for name, s in sensors.items()
         ]
         for connection in self._connections:
             connection.taken = connection.committed = positions.get(connection.name, NOWHERE)
-        self.keys = list(dict.fromkeys(c.key for c in self._connections))
-        self._codes = {key: code for code, key in enumerate(self.keys)}
         self.open = 0
         self.opened_at = 0.0
         self._selector = selectors.DefaultSelector()
@@ -105,17 +131,30 @@ class Sensors:
         """Figures by sensor name."""
         return {c.name: c.figures for c in self._connections}
 
-    def take(self) -> tuple[array[int], array[int], array[float]]:
-        """The open readings as codes (places in ``keys``), times (microseconds, UTC) and values; then none is open."""
-        codes, created_at, values = array("h"), array("q"), array("d")
+    def take(self, most: int) -> list[Columns]:
+        """The open readings in parts of at most ``most``, each with the keys that occur in it; then none is open."""
+        parts: list[Columns] = []
+        room = 0
         for connection in self._connections:
-            if connection.values:
-                codes.extend(array("h", [self._codes[connection.key]]) * len(connection.values))
-                created_at.extend(connection.created_at)
-                values.extend(connection.values)
+            begin, end = 0, len(connection.values)
+            while begin < end:
+                if not room:
+                    parts.append(Columns([], array("h"), array("q"), array("d")))
+                    codes: dict[str, int] = {}
+                    room = most
+                part = parts[-1]
+                if (code := codes.setdefault(connection.key, len(codes))) == len(part.keys):
+                    part.keys.append(connection.key)
+                taken = slice(begin, begin + room)
+                count = min(room, end - begin)
+                part.codes.extend(array("h", [code]) * count)
+                part.created_at.extend(connection.created_at[taken])
+                part.values.extend(connection.values[taken])
+                begin, room = begin + count, room - count
+            if end:
                 connection.created_at, connection.values = array("q"), array("d")
         self.open = 0
-        return codes, created_at, values
+        return parts
 
     def moved(self) -> dict[str, Position]:
         """How far each numbering sensor was taken in, if that is further than what is committed."""
@@ -126,7 +165,7 @@ class Sensors:
         for connection in self._connections:
             if connection.name in positions:
                 connection.committed = positions[connection.name]
-                self._acknowledge(connection)
+                self._alone(connection, self._acknowledge)
 
     def kept(self) -> list[Kept]:
         """The connections that the next process can go on with."""
@@ -146,16 +185,30 @@ class Sensors:
     def _adopt(self, inherited: Sequence[Kept]) -> None:
         wanted = {(c.name, c.address): c for c in self._connections if not c.acknowledged}
         for sock, notes in inherited:
-            connection = wanted.get((notes["sensor"], tuple(notes["address"])))
+            try:
+                connection = wanted.get((notes["sensor"], tuple(notes["address"])))
+                rest = bytes.fromhex(notes["rest"])
+            except (KeyError, TypeError, ValueError):  # of a release that notes other things
+                connection = None
             if connection is None:  # no longer configured
                 sock.close()
                 continue
             sock.setblocking(False)
-            connection.sock, connection.parser = sock, FrameParser(bytes.fromhex(notes["rest"]))
+            connection.sock, connection.parser = sock, FrameParser(rest)
             connection.ready = connection.figures.connected = True
             connection.heard_at = time.monotonic()
             self._selector.register(sock, selectors.EVENT_READ, connection)
             log.info("sensor %s: goes on with the connection of the process before", connection.name)
+
+    def _alone(self, connection: Connection, work: Callable[[Connection], T]) -> T | None:
+        """Does what concerns one sensor. Whatever goes wrong with it ends that sensor's connection, and no more."""
+        try:
+            return work(connection)
+        except Exception as error:
+            if not isinstance(error, OSError | ValueError) and not connection.complained:
+                log.exception("sensor %s", connection.name)
+            self._fail(connection, str(error) or type(error).__name__)
+            return None
 
     # -- connections ---------------------------------------------------------------------------------------------
 
@@ -164,50 +217,74 @@ class Sensors:
         for connection in self._connections:
             if connection.sock is None:
                 if now >= connection.retry_at:
-                    self._connect(connection, now)
+                    self._alone(connection, self._connect)
             elif not connection.ready and now > connection.heard_at + self._settings.reconnect_max:
                 self._fail(connection, "connect timed out")
-            elif connection.ready and not connection.stalled and now > connection.heard_at + self._settings.stall_after:
+            elif (
+                connection.ready
+                and not connection.stalled
+                and now > connection.heard_at + self._stall_after(connection)
+            ):
                 connection.stalled = True
                 connection.figures.stalls += 1
                 log.warning("sensor %s: silent for %.1f s", connection.name, now - connection.heard_at)
             if connection.told != connection.committed:
-                self._acknowledge(connection)
+                self._alone(connection, self._acknowledge)
 
-    def _connect(self, connection: Connection, now: float) -> None:
-        if connection.lookup is None:  # a name server that does not answer must not hold up the other sensors
-            connection.lookup = self._resolver.submit(socket.getaddrinfo, *connection.address, type=socket.SOCK_STREAM)
-        if not connection.lookup.done():
-            return
-        connection.heard_at = now
-        lookup, connection.lookup = connection.lookup, None
-        try:
-            family, kind, _, _, address = lookup.result()[0]
-            connection.sock = sock = socket.socket(family, kind)
-            sock.setblocking(False)
-            sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, RECEIVE_BUFFER_BYTES)
-            sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
-            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, 10)
-            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, 5)
-            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPCNT, 3)
-            code = sock.connect_ex(address)
-            if code not in (0, errno.EINPROGRESS):
-                raise OSError(code, errno.errorcode.get(code, "connect failed"))
-            self._selector.register(sock, selectors.EVENT_WRITE, connection)
-        except OSError as error:
-            self._fail(connection, str(error))
+    def _stall_after(self, connection: Connection) -> float:
+        """Seconds of silence that are too long for this sensor."""
+        return connection.stall_after or max(self._settings.stall_after, PAUSES * connection.usual_pause)
+
+    def _connect(self, connection: Connection) -> None:
+        """Begins to connect to the next address of the sensor's name, as soon as the name is looked up."""
+        if not connection.addresses:
+            found = _literal(*connection.address)
+            if not found:
+                if connection.lookup is None:  # a name server that does not answer must not hold up the other sensors
+                    connection.lookup = self._resolver.submit(_look_up, *connection.address)
+                if not connection.lookup.done():
+                    return
+                lookup, connection.lookup = connection.lookup, None
+                found = lookup.result()
+            connection.failures = []
+            connection.addresses = sorted(found, key=lambda item: bool(item[4] != connection.used))
+        family, kind, _, _, address = connection.addresses.pop(0)
+        connection.used, connection.delivered = address, False
+        connection.heard_at = time.monotonic()
+        connection.sock = sock = socket.socket(family, kind)
+        sock.setblocking(False)
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, RECEIVE_BUFFER_BYTES)
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, 10)
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, 5)
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPCNT, 3)
+        code = sock.connect_ex(address)
+        if code not in (0, errno.EINPROGRESS):
+            raise _refusal(code)
+        self._selector.register(sock, selectors.EVENT_WRITE, connection)
 
     def _fail(self, connection: Connection, why: str) -> None:
-        """Ends a connection; logs once until the sensor has delivered again."""
+        """Ends a connection. If it delivered nothing, the next address of the name is tried at once."""
         if connection.ready:
             connection.figures.disconnects += 1
-        if not connection.complained:
-            log.warning("sensor %s at %s:%s: %s", connection.name, *connection.address, why)
-        connection.complained = True
+        self._close(connection)
+        if connection.delivered:
+            connection.addresses, connection.failures = [], []
+        if connection.addresses or connection.failures:
+            connection.failures.append(f"{connection.used[0]}: {why}")
+            why = "; ".join(connection.failures)
         connection.figures.last_error = why
+        if connection.addresses:
+            return
+        self._complain(connection, f" at {connection.address[0]}:{connection.address[1]}: {why}")
         connection.retry_at = time.monotonic() + connection.pause * random.uniform(0.5, 1.0)
         connection.pause = min(connection.pause * 2, self._settings.reconnect_max)
-        self._close(connection)
+
+    def _complain(self, connection: Connection, what: str) -> None:
+        """Logs once until the sensor has delivered for a while without trouble."""
+        if not connection.complained:
+            log.warning("sensor %s%s", connection.name, what)
+        connection.complained, connection.trouble_at = True, time.monotonic()
 
     def _close(self, connection: Connection) -> None:
         if connection.sock is not None:
@@ -226,16 +303,15 @@ class Sensors:
         for key, _ in self._selector.select(timeout):
             connection: Connection = key.data
             if connection.ready:
-                most = max(most, self._read(connection))
+                most = max(most, self._alone(connection, self._read) or 0)
             else:
-                self._finish_connect(connection)
+                self._alone(connection, self._finish_connect)
         return most
 
     def _finish_connect(self, connection: Connection) -> None:
         assert connection.sock is not None
         if code := connection.sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR):
-            self._fail(connection, errno.errorcode.get(code, "connect failed"))
-            return
+            raise _refusal(code)
         self._selector.modify(connection.sock, selectors.EVENT_READ, connection)
         connection.ready = connection.figures.connected = True
         connection.stalled = False
@@ -251,7 +327,7 @@ class Sensors:
                 connection.greeting = rest
                 return b""
             last = connection.taken.seq if connection.taken.stream == word.stream else 0
-            if word.word != "first" or not word.stream or word.seq <= last:
+            if word.word != "first" or not word.stream or not last < word.seq <= MAX_SEQ:
                 raise ValueError(f"{word} after {connection.taken}")
         except ValueError as error:
             self._fail(connection, f"{error}: this is no acknowledged intake")
@@ -277,8 +353,6 @@ class Sensors:
                 connection.told = connection.committed
         except BlockingIOError:
             pass
-        except OSError as error:
-            self._fail(connection, str(error))
 
     def _read(self, connection: Connection) -> int:
         assert connection.sock is not None
@@ -286,15 +360,13 @@ class Sensors:
             data = connection.sock.recv(CHUNK_BYTES)
         except BlockingIOError:
             return 0
-        except OSError as error:
-            self._fail(connection, str(error))
-            return 0
         if not data:
             self._fail(connection, "closed the connection")
             return 0
         now = time.monotonic()
         since_last, connection.heard_at = now - connection.heard_at, now
         connection.stalled = False
+        connection.usual_pause = max(since_last, FORGET * connection.usual_pause)
         size = len(data)
         if connection.greeting is not None and not (data := self._greet(connection, data)):
             return size
@@ -307,21 +379,17 @@ class Sensors:
         if values:
             self._add(connection, values, min(since_last, self._settings.poll_interval))
         if parser.malformed > malformed:
-            self._complain(connection, parser, parser.malformed - malformed)
+            connection.figures.malformed += parser.malformed - malformed
+            connection.figures.last_error = f"payload {parser.sample!r} is not a decimal number"
+            self._complain(connection, f": {connection.figures.last_error}; skipped and counted")
         elif values and not parser.broken:
-            connection.complained = False
-            connection.pause = 0.25
+            connection.complained = connection.complained and now < connection.trouble_at + QUIET_S
+            connection.delivered = True
+            connection.pause = FIRST_PAUSE_S
         if parser.broken:
             connection.figures.broken_frames += 1
             self._fail(connection, parser.broken)
         return size
-
-    def _complain(self, connection: Connection, parser: FrameParser, count: int) -> None:
-        connection.figures.malformed += count
-        connection.figures.last_error = f"payload {parser.sample!r} is not a decimal number"
-        if not connection.complained:
-            log.warning("sensor %s: %s; skipped and counted", connection.name, connection.figures.last_error)
-        connection.complained = True
 
     def _add(self, connection: Connection, values: list[float], spread: float) -> None:
         """Takes in values that came within the last ``spread`` seconds: when exactly nobody knows, so evenly."""
@@ -334,3 +402,22 @@ class Sensors:
         connection.values.extend(values)
         connection.figures.readings += count
         self.open += count
+
+
+def _look_up(host: str, port: int, flags: int = 0) -> list[Any]:
+    try:
+        return socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=flags)
+    except ValueError as error:  # an empty label, one of more than 63 letters, a character of code 0
+        raise OSError(f"{host[:100]!r} is no host name") from error
+
+
+def _literal(host: str, port: int) -> list[Any]:
+    """The address, if it is one and no name, without asking anybody; nothing if it is a name."""
+    try:
+        return _look_up(host, port, socket.AI_NUMERICHOST)
+    except OSError:
+        return []
+
+
+def _refusal(code: int) -> OSError:
+    return OSError(errno.errorcode.get(code, os.strerror(code)))

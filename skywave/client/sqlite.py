@@ -19,7 +19,7 @@ from typing import Any
 from .. import config
 from ..errors import OutboxError, OutboxUnavailable
 from ..service import notify
-from .outbox import Outbox, Statement
+from .outbox import Outbox, Statement, asks
 from .salvage import salvage
 
 log = logging.getLogger(__name__)
@@ -51,6 +51,8 @@ class SqliteOutbox(Outbox):
             try:
                 super().create(client_id)
                 self._check()
+                if self.has_impossible_accounts():
+                    raise self._found_damaged("the streams' accounts have impossible numbers")
                 return
             except OutboxError:
                 if not self._damaged.exists():
@@ -90,6 +92,7 @@ class SqliteOutbox(Outbox):
             fresh.rename(self._path)
         self._damaged.unlink(missing_ok=True)
 
+    @asks
     def transaction(self, statements: Sequence[Statement]) -> None:
         """See ``Outbox.transaction``."""
         try:
@@ -106,6 +109,7 @@ class SqliteOutbox(Outbox):
         except sqlite3.Error as error:
             raise self._translated(error) from error
 
+    @asks
     def query(self, sql: str, parameters: Sequence[Any] = ()) -> list[tuple[Any, ...]]:
         """See ``Outbox.query``."""
         try:

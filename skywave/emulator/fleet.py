@@ -16,7 +16,6 @@ import itertools
 import json
 import random
 import selectors
-import threading
 import time
 from array import array
 from collections import deque
@@ -370,16 +369,15 @@ class Fleet:
 
     def run(
         self,
-        stop: threading.Event | None = None,
+        stopped: Callable[[], bool] = lambda: False,
         on_tick: Callable[[FleetResult], None] = lambda _: None,
         drain_s: float = 600.0,
     ) -> FleetResult:
-        """Produces, until ``seconds`` are over or ``stop`` is set; then waits until all is acknowledged.
+        """Produces, until ``seconds`` are over or it is ``stopped``; then waits until all is acknowledged.
 
         Raises ``SkywaveError`` if that takes longer than ``drain_s``; the ledger is written then, too.
         """
-        stop = stop or threading.Event()
-        self._connect_all(stop)
+        self._connect_all(stopped)
         began = time.monotonic()
         for client in self._clients:
             client.begin(began)
@@ -396,7 +394,7 @@ class Fleet:
                 if now < sweep_at:
                     continue
                 sweep_at = now + TICK_S
-                producing = now < until and not stop.is_set()
+                producing = not stopped() and now < until
                 if not producing and drained_by == float("inf"):
                     drained_by = now + drain_s
                 for client in self._clients:
@@ -427,11 +425,11 @@ class Fleet:
             self._write_ledger()
             self._say_goodbye()
 
-    def _connect_all(self, stop: threading.Event) -> None:
+    def _connect_all(self, stopped: Callable[[], bool]) -> None:
         until = time.monotonic() + 60
         for client in self._clients:
             self._loop.at(0.0, client)
-        while not all(client.up for client in self._clients) and not stop.is_set():
+        while not all(client.up for client in self._clients) and not stopped():
             self._loop.turn()
             if time.monotonic() > until:
                 up = sum(client.up for client in self._clients)

@@ -27,7 +27,7 @@ from typing import Any, TypeVar
 
 from .. import config, topics
 from ..batch import Name
-from ..errors import PoisonError, StoreBusy, StoreError, StoreUnavailable
+from ..errors import CredentialError, PoisonError, StoreBusy, StoreError, StoreUnavailable
 from ..messages import EARLIEST, Ack, ClientStatus, Dropped, Produced, Range, merge
 from ..mqtt import Message
 from .admission import Admission, Admitted, build_block, name_and_count
@@ -90,6 +90,7 @@ class Ingest:
         self._over_quota: set[tuple[int, date]] = set()
         self._admission = Admission(settings.ingest, random.SystemRandom().randrange(1, 2**63))
         self.progress_at = time.monotonic()
+        self.asks_store = False
         self.store_error = ""
         self.clock_is_set = True
         self.readings = self.batches = self.inserts = self.duplicates = self.look_ups = 0
@@ -330,6 +331,7 @@ class Ingest:
         since = time.monotonic()
         while True:
             self.progress_at = time.monotonic()
+            self.asks_store = True
             try:
                 result = work()
             except StoreBusy as error:
@@ -337,7 +339,7 @@ class Ingest:
                     raise Stopped from error
                 self._stopping.wait(random.uniform(0.005, 0.05))
                 continue
-            except (StoreUnavailable, StoreError) as error:
+            except (StoreUnavailable, StoreError, CredentialError) as error:
                 if not self.store_error:
                     log.error(
                         "%s: %s; what belongs there is not acknowledged until it is back", self._store_name, error
@@ -350,6 +352,8 @@ class Ingest:
                 self._stopping.wait(pause * random.uniform(0.5, 1.0))
                 pause = min(pause * 2, RETRY_MAX_S)
                 continue
+            finally:
+                self.asks_store = False
             if self.store_error:
                 log.info("store: is back after %.1f s", time.monotonic() - since)
             self.store_error = ""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Sequence
+from itertools import islice
 from typing import Any
 
 from .. import config
@@ -22,14 +23,28 @@ def find(stores: Sequence[Store], client_id: int | None = None, limit: int = 100
     return [as_json(row) for row in sorted(rows, key=lambda row: row.received_at)[:limit]]
 
 
-def get(stores: Sequence[Store], sha256: str) -> Rejected:
-    """The one rejected message whose SHA-256 starts so; raises ``ConfigError`` if there is none, or more."""
+def get(
+    stores: Sequence[Store], sha256: str, client_id: int | None = None, batch: tuple[int, int] | None = None
+) -> Rejected:
+    """The one rejected message whose SHA-256 starts so, of a client, under the name of a batch (stream and first_seq): equal
+    bytes may come from several clients and under several names. Raises ``ConfigError`` if there is none, or more."""
     if not re.fullmatch(r"[0-9a-f]{4,64}", sha256):
         raise ConfigError(f"{sha256!r} is not the start of a SHA-256", "Give 4 to 64 hexadecimal digits.")
     rows = [row for store in stores for row in store.rejected(f"startsWith(sha256, '{sha256}')", payload=True)]
-    if len({row.sha256 for row in rows}) != 1:
-        raise ConfigError(f"{len(rows)} rejected messages start with {sha256}", "See: skywave rejected list")
-    return rows[0]
+    found = {
+        (row.client_id, row.stream, row.first_seq, row.sha256): row  # of several days the latest, they are the same
+        for row in rows
+        if client_id in (None, row.client_id) and batch in (None, (row.stream, row.first_seq))
+    }
+    if len(found) != 1:
+        names = (
+            f"client {client} batch {stream}/{first} {digest[:12]}" for client, stream, first, digest in sorted(found)
+        )
+        raise ConfigError(
+            f"{len(found)} rejected messages start with {sha256}{': ' if found else ''}{', '.join(islice(names, 5))}",
+            "Give more of it, --client or --batch; see: skywave rejected list",
+        )
+    return next(iter(found.values()))
 
 
 def as_json(row: Rejected) -> dict[str, Any]:
@@ -48,12 +63,18 @@ def as_json(row: Rejected) -> dict[str, Any]:
     }
 
 
-def replay(stores: Sequence[Store], settings: config.Server, sha256: str) -> int:
-    """Stores a rejected message after all; the number of readings stored, 0 if they were already.
+def replay(
+    stores: Sequence[Store],
+    settings: config.Server,
+    sha256: str,
+    client_id: int | None = None,
+    batch: tuple[int, int] | None = None,
+) -> int:
+    """Stores a rejected message (see ``get``) after all; the number of readings stored, 0 if they were already.
 
     Raises ``PoisonError`` if it still is none that can be stored.
     """
-    row = get(stores, sha256)
+    row = get(stores, sha256, client_id, batch)
     store = stores[place(settings.store)(row.client_id)]
     properties: dict[str, str] = json.loads(row.properties or "{}")
     content_type = properties.pop("content_type", "")

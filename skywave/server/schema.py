@@ -84,10 +84,17 @@ TABLES = (
         {"client_id": "UInt32", "stream": "UInt64", "first_seq": "UInt64", "last_seq": "UInt64", "day": "Date"},
         ("client_id", "stream", "first_seq", "last_seq", "day"),
     ),
+    # What somebody has put on record about the account, see ``accepted.py``; of equal ranges the latest counts.
+    Table(
+        "accepted",
+        {"client_id": "UInt32", "stream": "UInt64", "first_seq": "UInt64", "last_seq": "UInt64", "what": "String",
+         "reason": "String", "name": "String", "at": "UInt64"},
+        ("client_id", "stream", "first_seq", "last_seq", "at"),
+    ),
     # Which days' readings came on which day: what bounds a question about ``created_at`` to the partitions that matter.
     Table("arrivals", {"created_day": "Date", "day": "Date"}, ("created_day", "day")),
 )  # fmt: skip
-_OF_ALL_SHARDS = ("telemetry", "rejected", "streams", "dropped", "expired", "arrivals")
+_OF_ALL_SHARDS = ("telemetry", "rejected", "streams", "dropped", "expired", "accepted", "arrivals")
 
 
 def tables(database: str, modern: bool, replicated: bool = False) -> list[str]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import logging
 import time
 from collections.abc import Iterator
 from dataclasses import fields
@@ -11,13 +12,17 @@ from dataclasses import fields
 from .. import __version__, config
 from ..audit import audit_shards
 from ..messages import ClientStatus
-from ..service import Figure, Rate, Snapshot, Worker, rss_bytes, run_until_signal, serve_figures
+from ..service import Figure, FiguresServer, Rate, Snapshot, Worker, rss_bytes, run_until_signal
 from ..stalls import AWAY_S, Cause, Stalls
 from .ingest import Ingest
 from .store import of_shard, open_shards, place, shard_names
 from .subscriber import Inbox, Subscriber
 
+log = logging.getLogger(__name__)
+
 STUCK_AFTER_S = 120.0
+UNHEARD_S = 30.0
+"""How long clients may say that their readings wait, while the broker brings none of any client."""
 _SHOWN = [item.name for item in fields(ClientStatus) if item.name not in ("streams", "dropped")]
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # malloc.h
 
@@ -48,6 +53,7 @@ FIGURES = [
     Figure("clients.*.oldest_unacked_s", "skywave_server_client_oldest_unacked_seconds",
            "Age of its oldest unacknowledged reading, as it says.", label="client_id"),
     Figure("stalls.*.for_s", "skywave_server_stalled_seconds", "How long a cause has held it up.", label="cause"),
+    Figure("uptime_s", "skywave_server_uptime_seconds", "Time since its start."),
     Figure("rss_bytes", "skywave_server_rss_bytes", "Resident memory."),
 ]  # fmt: skip
 
@@ -75,7 +81,7 @@ class ServerProcess:
         # Nobody else can open an embedded store while this process has it, so this process takes the account.
         more = {"/audit": self._audit} if self._settings.store.kind == "embedded" else {}
         labels = {"server": self._settings.server_name}
-        http = serve_figures(self._settings.http, FIGURES, self.snapshot, labels, more)
+        self._figures = FiguresServer(self._settings.http, FIGURES, self.snapshot, labels, more)
         for worker in self._workers:
             worker.start()
         try:
@@ -86,10 +92,10 @@ class ServerProcess:
             for worker in self._workers:
                 worker.join(30)
             self.subscriber.stop()
-            if http:
-                http.shutdown()
+            self._figures.stop()
             for store in self._stores:
                 store.close()
+            log.info("stopped: %d readings committed", sum(shard.readings for shard in self.shards))
 
     def _audit(self) -> Snapshot:
         return audit_shards(open_shards(self._settings.store)).as_json()
@@ -100,6 +106,18 @@ class ServerProcess:
     def _causes(self) -> Iterator[Cause]:
         for number, link in enumerate(self.subscriber.links):
             yield Cause(f"broker {link.address}" if number else "broker", AWAY_S, link.trouble)
+            yield Cause(f"link {link.address}" if number else "link", 0.0, link.hang)
+        late = [
+            client_id
+            for shard in self.shards
+            for client_id, status in shard.clients.copy().items()
+            if status.online and status.oldest_unacked_s > UNHEARD_S
+        ]
+        unheard = self.subscriber.accepting and time.monotonic() - self.subscriber.data_at > UNHEARD_S
+        whose = "a client" if len(late) == 1 else f"{len(late)} clients"
+        why = f"readings of {whose} wait, and the broker brings none: may they publish, this server subscribe?"
+        yield Cause("data", 0.0, why if late and unheard and self.subscriber.connected else "")
+        yield Cause("figures", 0.0, self._figures.trouble)
         unset = not all(shard.clock_is_set for shard in self.shards)
         yield Cause("clock", 0.0, "the clock was never set; nothing is taken until it is" if unset else "")
         for number, shard in enumerate(self.shards):
@@ -114,7 +132,7 @@ class ServerProcess:
             if worker.died_of is not None:
                 return f"dead: {worker.name}: {worker.died_of}"
             still = time.monotonic() - shard.progress_at
-            if still > STUCK_AFTER_S:
+            if still > STUCK_AFTER_S and not shard.asks_store:  # a restart would only ask it again
                 return f"{worker.name} has not moved for {still:.0f} s"
         return ""
 
@@ -152,7 +170,7 @@ class ServerProcess:
             "uptime_s": round(time.monotonic() - self._started, 1),
             "connected": subscriber.connected,
             "accepting": subscriber.accepting and subscriber.connected,
-            "broker_error": "; ".join(filter(None, (link.last_error for link in subscriber.links))),
+            "broker_error": "; ".join(filter(None, (link.error for link in subscriber.links))),
             "store": self._settings.store.kind,
             "stalls": self._stalls.current,
             "store_ok": not any(errors),

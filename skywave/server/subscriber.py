@@ -87,12 +87,13 @@ class Subscriber:
         self._inboxes = inboxes
         self._shard_of = shard_of
         self._accepting = [True] * len(inboxes)
-        self._started = False
+        self._started = self._stopping = False
         self._pause_after = settings.ingest.pause_after
         self._lock = threading.RLock()
         self._status: ServerStatus | None = None
         self.received = 0
         self.dropped = 0
+        self.data_at = time.monotonic()
         self.links = [self._link(broker) for broker in settings.mqtt.brokers()]
         self._heard_from: dict[int, Link] = {}  # by client: where its acknowledgements go
 
@@ -129,11 +130,13 @@ class Subscriber:
             if self._started:
                 return
             self._started = True
+        log.info("accepts batches as soon as a broker is connected")
         for link in self.links:
             link.start()
 
     def stop(self) -> None:
         """Says that this server is gone and disconnects."""
+        self._stopping = True
         for shard in range(len(self._inboxes)):
             self.set_accepting(False, shard)
         for link in self.links:
@@ -152,7 +155,8 @@ class Subscriber:
                 return
             before = self.accepting
             self._accepting[shard] = accepting
-            log.info("%s batches%s", "accepts" if accepting else "does not accept", self._of_shard[shard])
+            if not self._stopping:
+                log.info("%s batches%s", "accepts" if accepting else "does not accept", self._of_shard[shard])
             if before == self.accepting:
                 return
             for link in self.links:
@@ -184,6 +188,8 @@ class Subscriber:
         item = Received(message, boottime())
         who = topics.parse_client(message.topic)
         client_id, kind = who or (0, "")
+        if not kind:
+            self.data_at = time.monotonic()
         if kind == "status" and not message.payload:
             return  # a client has this broker forget it, because it moves on to another one
         if message.retained and self._heard_from.get(client_id, link) is not link:

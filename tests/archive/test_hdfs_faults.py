@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 import threading
 import time
@@ -278,7 +279,7 @@ def fragile():
 
 @pytest.fixture
 def fragile_vault(fragile, clickhouse, database):
-    target = f'kind = "hdfs"\nurls = "{fragile.url}"\npath = "{fragile.new_root()}"\ntimeout = 5\nretry_for = 30\n'
+    target = f'kind = "hdfs"\nurls = "{fragile.url}"\npath = "{fragile.new_root()}"\ntimeout = 5\nretry_for = 120\n'
     vault = Vault({"1": f"port = {clickhouse.port}"}, database, target)
     try:
         yield vault
@@ -312,7 +313,7 @@ def test_07_a_datanode_that_dies_in_mid_file_costs_a_second_reading(fragile, fra
 
 def test_08_a_full_disk_ends_in_try_again_and_says_so(fragile, fragile_vault, clickhouse):
     """The DataNodes are told to keep more free than there is."""
-    fragile_vault.configure(target=fragile_vault.target.replace("retry_for = 30", "retry_for = 2"))
+    fragile_vault.configure(target=fragile_vault.target.replace("retry_for = 120", "retry_for = 2"))
     fragile_vault.add(DAY)
     full = f"<property><name>dfs.datanode.du.reserved</name><value>{1 << 60}</value></property></configuration>"
     before = [(node.conf / "hdfs-site.xml").read_text() for node in fragile.datanodes]
@@ -331,6 +332,7 @@ def test_08_a_full_disk_ends_in_try_again_and_says_so(fragile, fragile_vault, cl
         assert "dfsadmin -report" in result["stderr"]
     finally:
         restart(before)
+    fragile_vault.configure()
     fragile_vault.run("export")
     complete(fragile_vault, clickhouse)
 
@@ -396,3 +398,49 @@ def test_a_journalnode_that_lost_its_disk_takes_part_again_by_itself():
             cluster.op("GET", path, "GETFILESTATUS")
     finally:
         cluster.remove()
+
+
+@pytest.mark.parametrize("ignored", [("renameoptions",), ("createparent",), ("renameoptions", "createparent")])
+def test_a_gateway_that_ignores_what_publishing_relies_on_is_refused_and_nothing_is_changed(hdfs, proxied, ignored):
+    vault, proxy = proxied
+    vault.add(DAY)
+    vault.run("export")
+    vault.add(DAY, first=5001)
+    proxy.ignored = set(ignored)
+    for command in (
+        ("export",),
+        ("export", "--open-day"),
+        ("expire", "--older-than", "1d"),
+        ("prune", "--generations", "1", "--confirm"),
+    ):
+        assert "HttpFS" in vault.run(*command, code=2)["stderr"]
+    # One of several addresses is enough.
+    vault.configure(target=vault.target.replace(proxy.url, f"{hdfs.url}, {proxy.url}"))
+    bad = [item["detail"] for item in vault.run("check", code=1)["checks"] if not item["good"]]
+    assert len(bad) == 1 and bad[0].startswith(f"{proxy.url} ignores")
+    proxy.ignored = set()
+    assert vault.run("check")["code"] == 0
+    assert names(hdfs, vault, "_staging") == []
+    assert vault.outcomes(vault.run("export")) == [(str(DAY), "added")]
+    assert vault.run("verify", "--level", "rows")["findings"] == []
+
+
+@pytest.mark.parametrize(
+    ("status", "said", "code"),
+    [
+        (401, b"<html><head><title>Error 401 Authentication required</title></head>", 2),
+        (403, b"<TITLE>\n GSSException: Checksum&nbsp;failed </TITLE>", 2),
+        (404, b"<h2>It looks like you are making a request to a Hadoop IPC port</h2>", 2),
+        (200, b"<title>Sign in</title>", 2),
+        (500, b"<title>Error 500 No auth_to_local rule</title>", 75),
+        (503, b"", 75),
+    ],
+)  # fmt: skip
+def test_a_web_page_is_told_by_its_title_and_tried_again_only_where_that_can_help(proxied, status, said, code):
+    vault, proxy = proxied
+    vault.configure(target=vault.target.replace("retry_for = 6", "retry_for = 1"))
+    proxy.page = status, said
+    result = vault.run("list", "--no-store", code=code)
+    words = re.sub(r"<[^>]*>", "", said.decode()).replace("&nbsp;", " ").split()
+    assert f"HTTP {status}: {' '.join(words)}" in result["stderr"] and "<" not in result["stderr"]
+    assert (len(proxy.seen) == 1) == (code == 2)

@@ -7,7 +7,7 @@ import threading
 
 import pytest
 from skywave_archive.settings import Target
-from skywave_archive.target import AlreadyExists, NotFound, open_target
+from skywave_archive.target import AlreadyExists, NotFound, TargetDenied, open_target
 
 
 @pytest.fixture(params=["local", "hdfs"])
@@ -16,6 +16,12 @@ def target(request, tmp_path):
         return open_target(Target(kind="local", path=str(tmp_path / "archive")))
     hdfs = request.getfixturevalue("hdfs")
     return open_target(Target(kind="hdfs", urls=hdfs.url, path=hdfs.new_root(), timeout=10, retry_for=10))
+
+
+@pytest.mark.parametrize("path", ["/dev/null", "/dev/null/x", "/proc/nothing", f"/tmp/{'x' * 300}"])
+def test_a_local_folder_that_cannot_be_made_is_told_as_a_mistake(path):
+    with pytest.raises(TargetDenied):
+        open_target(Target(kind="local", path=path))
 
 
 def test_a_file_comes_back_as_it_was(target):

@@ -12,7 +12,9 @@ from parts import running, wait_for
 from stand import Stand, delivers
 
 from skywave import config
-from skywave.audit import audit_shards
+from skywave.accepted import LOST, entries
+from skywave.accepting import What, note
+from skywave.audit import audit, audit_shards
 from skywave.care.doctor import examine
 from skywave.messages import Produced
 from skywave.server.clickhouse import ClickHouseStore
@@ -115,6 +117,29 @@ def test_a_replica_that_lacks_older_parts_is_not_taken_for_the_whole_shard(clust
     finally:
         behind.close()
         other.close()
+
+
+def test_what_is_on_record_about_the_account_is_replicated(cluster, database):
+    nodes = cluster.nodes[0]
+    shard = [
+        ClickHouseStore(
+            config.Store(database=database, quorum=2, timeout=20.0),
+            config.Shard(replicas=", ".join(f"127.0.0.1:{node.port}" for node in (*nodes[at:], *nodes[:at]))),
+        )
+        for at in (0, 1)
+    ]
+    try:
+        shard[0].migrate()
+        shard[0].insert_readings(block(first=1, count=100))
+        shard[0].record_streams([(1, Produced(7, 110, 0), 0)], 1)
+        note(shard[:1], lambda _: 0, LOST, What.parse("1/7"), "its disk died", "ada")
+        assert [entry[:7] for entry in entries(shard[1])] == [(1, 7, 101, 110, LOST, "its disk died", "ada")]
+        account = audit(shard[1])
+        assert account.clean
+        assert account.total("accepted") == 10
+    finally:
+        for store in shard:
+            store.close()
 
 
 def block(first: int, count: int) -> Block:

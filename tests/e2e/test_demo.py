@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import signal
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
+import pytest
+from parts import wait_for
 from stand import skywave
 
 from skywave.demo import compare
@@ -21,23 +25,55 @@ def test_the_demo_survives_its_outage_and_prints_one_json_object_last():
     assert document["readings_per_s"] > 1000
 
 
-def test_ctrl_c_ends_the_demo_with_the_account_so_far():
-    demo = subprocess.Popen(
-        [sys.executable, "-m", "skywave", "demo", "--seconds", "600", "--json"],
-        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-    )  # fmt: skip
-    try:
-        for line in demo.stderr:
-            if "sensors send" in line:
-                break
+@pytest.mark.parametrize("moment", ["server with embedded store starts", "sensors send"])
+def test_ctrl_c_ends_the_demo_with_the_account_so_far(moment):
+    with running_demo() as demo:
+        until(demo, moment)
         demo.send_signal(signal.SIGINT)
-        output, errors = demo.communicate(timeout=60)
-    finally:
-        demo.kill()
+        output, errors = demo.communicate(timeout=100)
     assert demo.returncode == 0, errors
     document = json.loads(output.splitlines()[-1])
     assert document["produced"] == document["stored"] == document["restored"]
     assert document["lost"] == document["doubled"] == 0
+
+
+def test_a_second_ctrl_c_gives_the_demo_up_without_a_trace(tmp_path):
+    folder = tmp_path / "demo"
+    with running_demo("--keep", str(folder)) as demo:
+        until(demo, "sensors send")
+        demo.send_signal(signal.SIGINT)
+        until(demo, "Ctrl-C")
+        demo.send_signal(signal.SIGTERM)
+        _, errors = demo.communicate(timeout=60)
+    assert demo.returncode == 1 and "Aborted" in errors and "Traceback" not in errors
+    wait_for(lambda: not parts_in(folder), 10, lambda: f"its parts end: {parts_in(folder)}")
+
+
+@contextlib.contextmanager
+def running_demo(*options):
+    demo = subprocess.Popen(
+        [sys.executable, "-m", "skywave", "demo", "--seconds", "600", "--json", *options],
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    try:
+        yield demo
+    finally:
+        demo.kill()
+
+
+def until(demo, words):
+    for line in demo.stderr:
+        if words in line:
+            return
+
+
+def parts_in(folder):
+    """The processes that were started with a file of the folder, by their command lines; zombies have none."""
+    found = []
+    for path in Path("/proc").glob("[0-9]*/cmdline"):
+        with contextlib.suppress(OSError):
+            found.append(path.read_bytes().decode(errors="replace"))
+    return [command for command in found if str(folder) in command and "\0demo\0" not in command]
 
 
 def test_the_comparison_sees_what_is_lost_and_what_is_doubled():

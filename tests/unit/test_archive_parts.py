@@ -63,6 +63,38 @@ def test_ranges_know_what_they_contain(one, probes):
     assert collected(one).contain(np.array(probes, np.uint64)).tolist() == [probe in set(one) for probe in probes]
 
 
+def rows_of(client: int, stream: int, numbers) -> pa.RecordBatch:
+    return pa.record_batch({
+        "client_id": pa.array([client] * len(numbers), pa.uint32()),
+        "stream": pa.array([stream] * len(numbers), pa.uint64()), "seq": pa.array(numbers, pa.uint64()),
+    })  # fmt: skip
+
+
+def test_ranges_of_a_client_stay_bounded_and_its_neighbours_are_kept_whatever_its_numbers_look_like(monkeypatch, rng):
+    monkeypatch.setattr("skywave_archive.ranges.MAX_RANGES", 100)
+    monkeypatch.setattr("skywave_archive.ranges.MAX_CHUNKS", 500)
+    every_other = [rows_of(2, 9, range(1, 1001, 2))]
+    far_apart = [rows_of(3, 9, sorted(rng.getrandbits(64) | 1 for _ in range(1000)))]
+    a_stream_each = [rows_of(4, n + 1, [1]) for n in range(1000)]
+    collector = Collector()
+    for batch in (rows_of(1, 9, range(1, 1001)), *every_other, *far_apart, *a_stream_each, rows_of(5, 9, [1, 7])):
+        collector.add(batch)
+        assert sum(map(len, collector._open.values())) <= 500
+    found = {name: ranges.pairs() for name, ranges in collector.finish().items()}
+    assert found == {StreamName(1, 9): [[1, 1000]], StreamName(5, 9): [[1, 1], [7, 7]]}
+    assert collector.scattered == {2, 3, 4}
+    assert collector.rows == {1: 1000, 2: 500, 3: 1000, 4: 1000, 5: 2}
+
+
+def test_numbers_that_only_end_up_in_order_are_not_scattered(monkeypatch):
+    """A client's rows come key by key: until its last key, its numbers have a gap at each other one."""
+    monkeypatch.setattr("skywave_archive.ranges.MAX_RANGES", 100)
+    collector = Collector()
+    for key in range(5):
+        collector.add(rows_of(1, 9, range(1 + key, 10_001, 5)))
+    assert collector.finish()[StreamName(1, 9)].pairs() == [[1, 10_000]]
+
+
 def _hash(row: tuple) -> int:
     """ClickHouse's cityHash64 of several columns, by its definition and one row at a time."""
 
@@ -166,6 +198,9 @@ def test_targets_of_a_restore():
         "clickhouse://h?x=1",
         "clickhouse://h:99999",
         "embedded:/x?port=y",
+        "embedded:",
+        "embedded:~/x",
+        "embedded:%7E/x",
     ):
         with pytest.raises(ConfigError):
             parse_url(url)
@@ -186,6 +221,37 @@ def test_configurations_that_cannot_work_are_refused(tmp_path):
     )
     assert names_of(settings.load(str(path)).store) == ["a", "b"]
     assert math.isclose(settings.load(str(path)).target.timeout, 30)
+
+
+@pytest.mark.parametrize("given", ["", " ", "~", "~/archive", "~skywave/archive"])
+def test_a_path_that_would_be_another_folder_than_is_meant_is_refused(tmp_path, given):
+    """The empty one is the folder in which the command runs, and nobody but a shell knows ~."""
+    path = tmp_path / "archive.toml"
+    good = {"target.path": "/a", "store.path": "/s", "metrics_file": "/m"}
+    for name in good:
+        value = {**good, name: given}
+        path.write_text(
+            f'metrics_file = "{value["metrics_file"]}"\n[target]\nkind = "local"\npath = "{value["target.path"]}"\n'
+            f'[store]\nkind = "embedded"\npath = "{value["store.path"]}"\n'
+        )
+        if (name, given) == ("metrics_file", ""):  # none is written
+            settings.load(str(path))
+            continue
+        with pytest.raises(ConfigError, match=name):
+            settings.load(str(path))
+
+
+@pytest.mark.parametrize(
+    "given", ["", "a", "~", "/", "//a", "/a//b", "/a/../b", "/./a", "/a/.", "/a#b", "/a:b", "/a=b"]
+)
+def test_a_path_in_hdfs_is_absolute_and_written_as_hdfs_does(tmp_path, given):
+    path = tmp_path / "archive.toml"
+    path.write_text(f'[target]\npath = "{given}"\n')
+    with pytest.raises(ConfigError, match=r"target\.path"):
+        settings.load(str(path))
+    for good in ("/a", "/a/", "/a/b c", "/ü"):
+        path.write_text(f'[target]\npath = "{good}"\n')
+        settings.load(str(path))
 
 
 def test_seven_nights_give_each_day_its_turn(monkeypatch):

@@ -40,6 +40,7 @@ def test_the_least_configuration_has_defaults(tmp_path):
         (CLIENT + '[outbox]\nwhen_full = "panic"\n', "outbox.when_full must be one of block, drop_oldest", ""),
         (CLIENT + '[outbox]\nkind = "postgresql"\n', "outbox.dsn is missing", ""),
         ("client_id = 7\n", "no sensors", ""),
+        ("labels = {" + ", ".join(f"l{n} = 'x'" for n in range(65)) + "}\n" + CLIENT, "more than 64 labels", ""),
         ("[sensors.t]\nport = 1\n", "client_id is missing", ""),
         ("client_id = ", "not TOML", ""),
         (CLIENT + "labels = 5\n", "unknown setting sensors.t.labels", ""),
@@ -100,7 +101,7 @@ def test_an_installed_hosts_configurations_find_their_credentials(tmp_path, monk
     monkeypatch.delenv("CREDENTIALS_DIRECTORY", raising=False)
     (tmp_path / "elsewhere").mkdir()
     elsewhere = load(tmp_path / "elsewhere", "[store]\npassword_file = 'password'\n", config.Server)
-    assert config.credential(elsewhere.store.password_file) == "password"
+    assert config.credential(elsewhere.store.password_file) == str(tmp_path / "elsewhere" / "password")
     installed = load(tmp_path, "[store]\npassword_file = 'password'\n", config.Server)
     assert config.credential(installed.store.password_file) == str(tmp_path / "credentials" / "password")
     monkeypatch.delenv("CREDENTIALS_DIRECTORY")
@@ -123,6 +124,122 @@ def test_a_wrong_file_is_told_by_what_it_is_meant_to_be(tmp_path, body, told):
     with pytest.raises(ConfigError) as error:
         config.load_any(path)
     assert told in f"{error.value} {error.value.hint}"
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ('[outbox]\nkind = "postgresql"\ndsn = "host=db user=edge password=S3CRET dbname=o"\n', "outbox.password_file"),
+        ('[outbox]\nkind = "postgresql"\ndsn = "host=db PASSWORD = \'S3C RET\'"\n', "outbox.password_file"),
+        ('[outbox]\nkind = "postgresql"\ndsn = "postgresql://edge:S3CRET@db/o"\n', "outbox.password_file"),
+        (
+            '[outbox]\nkind = "postgresql"\ndsn = "postgresql://db/o?user=edge&password=S3CRET"\n',
+            "outbox.password_file",
+        ),
+        ('[mqtt]\nhost = "edge:S3CRET@broker"\n', "mqtt.password_file"),
+        ('[mqtt]\nothers = "edge:S3CRET@broker:1883"\n', "mqtt.password_file"),
+        ('[mqtt]\nhost = "mqtt://edge:S3CRET@broker"\n', "mqtt.password_file"),
+        ('[mqtt]\npassword = "S3CRET"\n', "mqtt.password_file"),
+        ('[outbox]\ndsn = ["password=S3CRET"]\n', "outbox.dsn"),
+    ],
+)
+def test_a_password_in_a_configuration_is_refused_and_not_repeated(tmp_path, text, told):
+    with pytest.raises(ConfigError) as error:
+        load(tmp_path, CLIENT + text)
+    message = f"{error.value} {error.value.hint}"
+    assert told in message and "S3CRET" not in message and "S3C" not in message
+
+
+def test_passwords_are_masked_wherever_text_is_shown():
+    for secret in (
+        "host=db password=S3CRET user=edge",
+        "connection to postgresql://edge:S3C@RET@db/o failed",
+        "postgresql://db/o?password=S3CRET&user=edge",
+        "password='S3C RET' user=edge",
+    ):
+        assert "S3C" not in config.masked(secret) and "edge" in config.masked(secret) and "***" in config.masked(secret)
+    harmless = "http://127.0.0.1:9101/status, host=db port=5432 passfile=/etc/pass password_file = /etc/p"
+    assert config.masked(harmless) == harmless
+    assert "S3CRET" not in config.show(config.Outbox(dsn="password=S3CRET"))
+
+
+@pytest.mark.parametrize("value", ["", "  ", "~", "~/outbox.sqlite", "~skywave/x", "a\\u0000b"])
+def test_a_path_that_leads_nowhere_is_refused(tmp_path, value):
+    with pytest.raises(ConfigError, match=r"outbox\.path"):
+        load(tmp_path, CLIENT + f'[outbox]\npath = "{value}"\n')
+    with pytest.raises(ConfigError, match=r"store\.path"):
+        load(tmp_path, f'[store]\npath = "{value}"\n', config.Server)
+
+
+@pytest.mark.parametrize("table", ["outbox.disk_path", "outbox.require_mount", "mqtt.ca_file", "outbox.password_file"])
+def test_a_path_that_may_be_absent_is_no_home_folder_either(tmp_path, table):
+    section, name = table.split(".")
+    assert load(tmp_path, CLIENT + f'[{section}]\n{name} = ""\n')
+    with pytest.raises(ConfigError, match=table):
+        load(tmp_path, CLIENT + f'[{section}]\n{name} = "~/x"\n')
+
+
+def test_a_relative_path_counts_from_its_file_and_on_a_host_from_the_services_folder(tmp_path, monkeypatch):
+    monkeypatch.delenv("CREDENTIALS_DIRECTORY", raising=False)
+    monkeypatch.delenv("STATE_DIRECTORY", raising=False)
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    text = CLIENT + '[outbox]\npath = "o/x.sqlite"\n[mqtt]\nca_file = "ca.crt"\ncert_file = "/a/b.crt"\n'
+    client = load(tmp_path, text)
+    assert client.outbox.path == str(tmp_path / "o" / "x.sqlite")
+    assert client.mqtt.ca_file == str(tmp_path / "ca.crt")
+    assert client.mqtt.cert_file == "/a/b.crt"
+    assert load(tmp_path, CLIENT).outbox.path == str(tmp_path / "outbox.sqlite")
+    assert config.load_any(tmp_path / "c.toml").outbox.path == str(tmp_path / "outbox.sqlite")
+    monkeypatch.setenv("STATE_DIRECTORY", "/var/lib/a:/var/lib/b")
+    assert load(tmp_path, CLIENT).outbox.path == "/var/lib/a/outbox.sqlite"
+    monkeypatch.setattr(config, "INSTALLED", tmp_path)
+    (tmp_path / "client.toml").write_text(CLIENT)
+    installed = config.load_any(tmp_path / "client.toml")
+    assert installed.outbox.path == "/var/lib/skywave-client/outbox.sqlite"
+    monkeypatch.delenv("CREDENTIALS_DIRECTORY")
+
+
+@pytest.mark.parametrize("name", ["dc1/srv1", "srv+1", "srv#1", " ", " a", "a\\tb", "a\\u001b", "x" * 201])
+def test_a_servers_name_is_one_level_of_a_topic(tmp_path, name):
+    with pytest.raises(ConfigError, match="cannot be a server's name"):
+        load(tmp_path, f'name = "{name}"\n', config.Server)
+
+
+def test_a_hosts_name_that_cannot_be_a_servers_is_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr(config.socket, "gethostname", lambda: "a/b")
+    with pytest.raises(ConfigError, match="cannot be a server's name"):
+        load(tmp_path, "", config.Server)
+    assert load(tmp_path, 'name = "sérver 1"\n', config.Server).server_name == "sérver 1"
+
+
+@pytest.mark.parametrize(
+    ("text", "kind", "told"),
+    [
+        ('[store]\ndatabase = "a b"\n', config.Server, "store.database"),
+        ('[store]\ncluster = "a\'b"\n', config.Server, "store.cluster"),
+        ('client_id = 1\n[sensors."a\\nb"]\nport = 1\n', config.Client, "sensors"),
+        ('client_id = 1\n[sensors.""]\nport = 1\n', config.Client, "sensors"),
+        (CLIENT + 'key = "a\\u0007"\n', config.Client, "sensors.t"),
+        ('labels = {"a\\u0001" = "b"}\n' + CLIENT, config.Client, "labels"),
+        (CLIENT + '[mqtt]\nhost = ""\n', config.Client, "mqtt.host"),
+        (CLIENT + '[mqtt]\nhost = "[::1]"\n', config.Client, "mqtt.host"),
+        (CLIENT + '[http]\nhost = ""\n', config.Client, "http.host"),
+    ],
+)
+def test_a_name_that_cannot_stand_where_it_is_needed_is_refused(tmp_path, text, kind, told):
+    with pytest.raises(ConfigError, match=told):
+        load(tmp_path, text, kind)
+
+
+@pytest.mark.parametrize("host", ["plc..lan", ".lan", "a" * 300, "", "a b", "ü" * 70 + ".lan"])
+def test_one_sensors_host_is_no_reason_to_read_no_sensor(tmp_path, host):
+    assert load(tmp_path, CLIENT + f'host = "{host}"\n').sensors["t"].host == host
+
+
+def test_the_figures_of_an_ipv6_address_have_a_url():
+    assert config.Http(host="::1", port=9101).url == "http://[::1]:9101"
+    assert config.Http(host="10.0.0.1", port=9101).url == "http://10.0.0.1:9101"
 
 
 _leaf = st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=8)

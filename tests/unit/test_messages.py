@@ -12,7 +12,20 @@ from hypothesis import strategies as st
 
 from skywave import topics
 from skywave.errors import PoisonError
-from skywave.messages import Ack, ClientStatus, Dropped, Produced, Range, ServerStatus, merge
+from skywave.messages import (
+    MAX_BYTES,
+    MAX_DROPPED,
+    MAX_LABELS,
+    MAX_STREAMS,
+    MAX_TEXT,
+    Ack,
+    ClientStatus,
+    Dropped,
+    Produced,
+    Range,
+    ServerStatus,
+    merge,
+)
 from skywave.server import foreign
 
 DAY = date(2026, 11, 24)
@@ -20,9 +33,10 @@ DAY = date(2026, 11, 24)
 
 def test_messages_survive_the_wire_with_all_64_bits():
     big = 2**64 - 1
-    ack = Ack("s", DAY, [Range(big, 1, big)], [Range(1, 2, 3)], [Produced(big, big, 0)], [Range(4, 5, 6)])
+    held = 2**63 - 1
+    ack = Ack("s", DAY, [Range(big, 1, big)], [Range(1, 2, 3)], [Produced(held, held, 0)], [Range(4, 5, 6)])
     assert Ack.decode(ack.encode()) == ack
-    status = ClientStatus(True, "1", "h", {"a": "b"}, 1, 2, 3.0, [Produced(big, 9, 1)], [Dropped(1, 2, 3, "full")])
+    status = ClientStatus(True, "1", "h", {"a": "b"}, 1, 2, 3.0, [Produced(big, held, 1)], [Dropped(1, 2, 3, "full")])
     assert ClientStatus.decode(status.encode()) == status
     server = ServerStatus(True, DAY, "1")
     assert ServerStatus.decode(server.encode()) == server
@@ -40,6 +54,61 @@ def test_messages_survive_the_wire_with_all_64_bits():
 def test_a_broken_ack_is_refused(payload):
     with pytest.raises(PoisonError):
         Ack.decode(payload)
+
+
+FAR = str(2**63)
+
+
+@pytest.mark.parametrize("row", [[FAR, "1", "0"], ["5", FAR, "0"], ["5", "9", FAR], ["5", str(2**64 - 1), "0"]])
+@pytest.mark.parametrize("name", ["recorded", "dropped"])
+def test_an_ack_names_no_account_that_an_outbox_cannot_hold(name, row):
+    with pytest.raises(PoisonError, match="no stream can have"):
+        Ack.decode(json.dumps({"v": 1, "date": "2026-11-24", name: [row]}).encode())
+
+
+def status(**more):
+    return ClientStatus.decode(json.dumps({"v": 1, "online": True, "version": "1", **more}).encode())
+
+
+@pytest.mark.parametrize(
+    ("more", "why"),
+    [
+        ({"streams": [["5", FAR, "0"]]}, "no stream can have"),
+        ({"streams": [["5", "9", FAR]]}, "no stream can have"),
+        ({"dropped": [["5", "1", FAR, "full"]]}, "no stream can have"),
+        ({"streams": [["5", "1", "0"]] * (MAX_STREAMS + 1)}, "streams has 32769 rows, at most 32768"),
+        ({"dropped": [["5", "1", "1", "full"]] * (MAX_DROPPED + 1)}, "dropped has 1001 rows, at most 1000"),
+        ({"labels": {str(number): "x" for number in range(MAX_LABELS + 1)}}, "at most 64"),
+        ({"labels": {"site": "x" * (MAX_TEXT + 1)}}, "label has 1001 letters, at most 1000"),
+        ({"labels": {"x" * (MAX_TEXT + 1): "site"}}, "label has 1001 letters"),
+        ({"host": "x" * (MAX_TEXT + 1)}, "host has 1001 letters"),
+        ({"version": "x" * 100_000}, "version has 100000 letters"),
+        ({"dropped": [["5", "1", "1", "x" * (MAX_TEXT + 1)]]}, "reason has 1001 letters"),
+    ],
+)
+def test_a_status_that_says_too_much_is_refused_in_one_short_line(more, why):
+    with pytest.raises(PoisonError, match=why) as refused:
+        status(**more)
+    assert len(str(refused.value)) < 250
+
+
+@pytest.mark.parametrize(
+    "body", [{"v": "x" * 100_000}, {"v": 1, "date": "x" * 100_000}, {"v": 1, "stored": "x" * 100_000}]
+)
+def test_what_is_wrong_is_said_in_one_short_line(body):
+    with pytest.raises(PoisonError) as refused:
+        Ack.decode(json.dumps(body).encode())
+    assert len(str(refused.value)) < 250
+
+
+def test_the_longest_history_that_a_client_could_ever_tell_is_read():
+    """Nobody bounded what a client of 0.1.0 says, but the length of the message."""
+    streams = [Produced(2**62 + number, 123_456, 100_000) for number in range(23_000)]
+    dropped = [Dropped(2**62, number * 500 + 1, number * 500 + 500, "outbox full") for number in range(1000)]
+    labels = {f"label-{number}": "x" * 200 for number in range(40)}
+    told = ClientStatus(True, "0.1.0", "edge-17.example.org", labels, streams=streams, dropped=dropped)
+    assert len(told.encode()) > MAX_BYTES * 0.9
+    assert ClientStatus.decode(told.encode()) == told
 
 
 @given(st.binary(max_size=200) | st.text(max_size=200).map(str.encode))
