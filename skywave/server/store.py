@@ -32,9 +32,9 @@ REJECTED_OVERHEAD = 1024
 LOOK_UP_LETTERS = 30_000
 """Of keys in one statement: ClickHouse takes 256 KiB (max_query_size), and a letter may be four bytes."""
 T = TypeVar("T")
-NO_DEDUPLICATION = {"deduplicate_insert": "disable", "deduplicate_insert_select": "disable"}
-"""Settings of current engines: a block that was written once without reaching its quorum would be taken for done when it
-is written again, and be acknowledged. (Up to 26.1, and in 18.16, that is ``insert_deduplicate``.)"""
+NO_DEDUPLICATION = {"insert_deduplicate": 0, "deduplicate_insert": "disable", "deduplicate_insert_select": "disable"}
+"""A block that was written once without reaching its quorum would be taken for done when it is written again, and be
+acknowledged. The first name is that of releases up to 26.1; later ones obey the others alone."""
 NO_DROP_LIMITS = {"max_table_size_to_drop": 0, "max_partition_size_to_drop": 0}
 """Settings of current engines, which else refuse to drop or replace a day of more than 50 GB."""
 

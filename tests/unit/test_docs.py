@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import runpy
+import tomllib
 from pathlib import Path
 
 import skywave_archive
@@ -33,6 +34,20 @@ def test_every_command_has_help_and_stands_in_the_readme_or_the_changelog():
 def test_what_is_tested_is_the_installed_package():
     assert ROOT / "skywave" not in Path(skywave.__file__).parents
     assert ROOT / "archive" not in Path(skywave_archive.__file__).parents
+
+
+def test_the_oldest_packages_that_are_tried_are_those_that_the_wheel_allows():
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    parts = [
+        project["dependencies"],
+        *(project["optional-dependencies"][name] for name in ("client", "server", "archive")),
+    ]
+    allowed = {tuple(need.split(">=")) for part in parts for need in part if ">=" in need}
+    lines = (ROOT / "tests" / "lower-bounds.txt").read_text().splitlines()
+    tried = {tuple(line.split("==")) for line in lines if not line.startswith("#")}
+    assert {name for name, _ in allowed} == {name for name, _ in tried}
+    for name, version in allowed:
+        assert re.fullmatch(rf"{re.escape(version)}(\.0)*", dict(tried)[name]), name
 
 
 def test_every_test_that_a_page_names_exists():
