@@ -19,21 +19,26 @@ import time
 import weakref
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
-from typing import Any, cast
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar, cast
 
 import paho.mqtt.client as paho
-from paho.mqtt.enums import CallbackAPIVersion
+from paho.mqtt import _packet
+from paho.mqtt.enums import CallbackAPIVersion, MQTTErrorCode
+from paho.mqtt.exception import MalformedPacket
 from paho.mqtt.packettypes import PacketTypes
 from paho.mqtt.properties import Properties
+from paho.mqtt.reasoncodes import ReasonCode
 from paho.mqtt.subscribeoptions import SubscribeOptions
 
 from . import config
 from .errors import ConfigError, CredentialError
+from .packets import read_properties
+from .stalls import AWAY_S
 
 log = logging.getLogger(__name__)
 
-PACKET_TOO_LARGE = 0x95
+NO_SUBSCRIBER, UNSPECIFIED_ERROR, SESSION_TAKEN_OVER, PACKET_TOO_LARGE = 0x10, 0x80, 0x8E, 0x95  # MQTT 5, section 2.4
 RECONNECT_MAX_S = 5.0
 STEADY_S = 5.0
 """A connection that held as long was good: the next attempt comes at once. Shorter ones back off like failures."""
@@ -44,12 +49,33 @@ TURN_S = 0.02
 """For so long packets are read before what they brought about is written: answers, acknowledgements, pings."""
 MANY_UNANSWERED = 256
 READ_AHEAD_BYTES = 1 << 16
+READ_AT_ONCE_BYTES = 1 << 20
 WRITE_TOGETHER_BYTES = 1 << 16
+MAX_PACKET_BYTES = 17 << 20
+"""Largest packet that is read, unless a link is told otherwise: above what any broker of ours lets pass."""
+MAX_ANSWER_BYTES = 1 << 16
+"""Largest packet that is no PUBLISH."""
+MAX_UNWRITTEN = 10_000
+"""Packets that may wait to be written before nothing more is read: what is read has to be answered."""
+SUBSCRIBE_AGAIN_S = 30.0
+MANY_RIVALS = 3
+"""Older brokers end a session that is taken over without a word: after so many in a row that is what it probably was."""
+RIVAL_PAUSE_MAX_S = 30.0
+REFUSAL_HOLDS_S = 120.0
+"""What the broker has not refused again for so long, while it was connected, is over: another client of the same name would
+have come back, a message would have been sent again."""
+TOO_LARGE_HOLDS_S = 30.0
+"""For so long nothing is sent that is as large as what the broker refused for its size: some end the connection as well."""
+LOG_LINES, LOG_PERIOD_S = 20, 600.0
+"""A connection that flaps says at most so much in so many seconds."""
+MAX_WORDS = 200
+_REFUSED = "refused the connection"
 
 
 @dataclass(frozen=True, slots=True)
 class Message:
-    """A received message. ``properties`` are its user properties (the last of equal names wins)."""
+    """A received message. ``properties`` are its user properties (the last of equal names wins); ``fault`` says why its
+    properties were not read, "" if they were."""
 
     topic: str
     payload: bytes
@@ -57,6 +83,7 @@ class Message:
     properties: dict[str, str] | None = None
     dup: bool = False
     retained: bool = False
+    fault: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,11 +96,32 @@ class Will:
 
 @dataclass(frozen=True, slots=True)
 class Disconnected:
-    """Why a connection ended: ``code`` is the MQTT reason code, if the broker gave one; ``wanted`` if this side ended it."""
+    """Why a connection ended: ``code`` is the broker's reason code, 0 if it gave none; ``wanted`` if this side ended it."""
 
     code: int
     reason: str
     wanted: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Refused:
+    """The broker's word on a message that it did not take: ``code`` is the MQTT reason code, ``words`` say it to people."""
+
+    code: int
+    words: str
+    sent: bool = True
+    """False if it was not even sent, because of what the broker had said before."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Sent:
+    """A QoS 1 message on its way."""
+
+    number: int
+    info: paho.MQTTMessageInfo
+    topic: str
+    size: int
+    on_refused: Callable[[Refused], None] | None
 
 
 class Link:
@@ -82,6 +130,8 @@ class Link:
     ``on_up`` runs after each successful connect and subscribe, ``on_down`` after each connection that was up,
     ``on_message`` for each message: all in the link's thread, so they must hand over and return.
     While ``on_message`` waits, the socket is not read: that is the way to press back on the broker.
+    ``refusals`` is what the broker does not grant, with its words: publishing, a subscription, the client id. It is
+    replaced, never changed. A refused subscription is asked for again every half minute.
     Credentials are read for each connection; while they cannot be read, that is its ``trouble``.
     """
 
@@ -94,6 +144,7 @@ class Link:
         on_down: Callable[[Disconnected], None],
         on_message: Callable[[Message], None],
         will: Will | None = None,
+        max_packet: int = MAX_PACKET_BYTES,
     ) -> None:
         self._brokers = brokers
         self._at = 0
@@ -104,10 +155,21 @@ class Link:
         self._on_up, self._on_down, self._on_message = on_up, on_down, on_message
         self._will = will
         self._client: paho.Client | None = None
+        self._max_packet = max_packet
         self._answers = threading.Lock()
         self._said = self._last_answered = 0
-        self._unanswered: deque[tuple[int, paho.MQTTMessageInfo]] = deque()
+        self._unanswered: deque[_Sent] = deque()
+        self._subscribing: dict[int, list[str]] = {}  # by packet id, until the broker answers
+        self._again: dict[str, float] = {}  # refused subscriptions: when to ask again
+        self._broker_takes = 0  # bytes of a packet at most; 0: the broker names no bound
+        self._too_large = (0, float("-inf"))  # bytes that the broker refused, and when
+        self._refused_at: dict[str, float] = {}
+        self._socket: _BufferedSocket | None = None
+        self._rivals: dict[str, int] = {}  # by broker: connections in a row that another client ended, or may have
+        self._lines: deque[float] = deque(maxlen=LOG_LINES)
         self._stopping = threading.Event()
+        self.refusals: dict[str, str] = {}
+        self.progress_at = time.monotonic()
         self.connected = False
         self.connected_at = 0.0
         self.last_error = ""
@@ -127,14 +189,18 @@ class Link:
         """
         self._stopping.set()
         if client := self._client:
-            with self._answers:
-                last = self._unanswered[-1][1] if self._unanswered else None
-            if self.connected and last:
-                with contextlib.suppress(RuntimeError, ValueError):  # it never left this host
-                    last.wait_for_publish(LAST_WORDS_S)
-            client.disconnect()
+            self._part(client)
         if self._thread.is_alive():
             self._thread.join(5)
+
+    def _part(self, client: paho.Client) -> None:
+        """Disconnects once the last message is answered, or will not be."""
+        with self._answers:
+            last = self._unanswered[-1].info if self._unanswered else None
+        if self.connected and last:
+            with contextlib.suppress(RuntimeError, ValueError):  # it never left this host
+                last.wait_for_publish(LAST_WORDS_S)
+        client.disconnect()
 
     @property
     def address(self) -> str:
@@ -142,19 +208,37 @@ class Link:
         return f"{self._settings.host}:{self._settings.port}"
 
     @property
+    def error(self) -> str:
+        """What is wrong with the connection, in the broker's words where it gave some; "" if nothing is known to be."""
+        return "; ".join(dict.fromkeys(filter(None, [self.last_error, *self.refusals.values()])))
+
+    @property
     def trouble(self) -> str:
-        """Why there is no broker; "" while one is connected, and before ``start``."""
-        if self.connected or self._thread.ident is None:
+        """Why there is no broker, or what it refuses; "" if it takes everything, and before ``start``."""
+        if self._thread.ident is None:
             return ""
-        return f"no broker: {self.last_error or f'{self.address}: not connected'}"
+        if self.connected:
+            return "; ".join(self.refusals.values())
+        return f"no broker: {self.error or f'{self.address}: not connected'}"
+
+    @property
+    def hang(self) -> str:
+        """That the thread of an open connection has not moved for some time; "" if it has."""
+        still = time.monotonic() - self.progress_at
+        return (
+            f"nothing is read from {self.address} though it is connected" if self.connected and still > AWAY_S else ""
+        )
 
     def leave(self, why: str, forget: str) -> None:
-        """Goes on to the next broker, if there is another one; this one forgets what it retained of the topic ``forget``."""
+        """Goes on to the next broker, if there is another one; this one forgets what it retained of the topic ``forget``.
+
+        Waits a moment for the broker's answer, as ``stop`` does.
+        """
         if len(self._brokers) > 1 and (client := self._client):
             self._leaving = True
             log.warning("broker: leaves %s: %s", self.address, why)
-            client.publish(forget, b"", 1, retain=True)
-            client.disconnect()
+            self.publish(forget, b"", retain=True)
+            self._part(client)
 
     def publish(
         self,
@@ -165,85 +249,125 @@ class Link:
         retain: bool = False,
         content_type: str = "",
         properties: Iterable[tuple[str, str]] = (),
+        on_refused: Callable[[Refused], None] | None = None,
     ) -> Callable[[], bool]:
-        """Hands a message to the network, or to nobody if the link is down. Returns what tells whether the broker has taken
-        it, or has passed it over: it answers QoS 1 in order, so what it has not answered before a later one is lost."""
+        """Hands a message to the network, or to nobody if the link is down. Returns what tells whether the broker has
+        answered it, or has passed it over: it answers QoS 1 in order, so what it has not answered before a later one is
+        lost. ``on_refused`` is called, in any thread, if the broker says that it did not take it."""
         client = self._client
         if client is None or not self.connected:
             return lambda: False
         props = publish_properties(content_type, properties) if content_type or properties else None
+        if words := self._is_too_large(topic, payload, props):
+            self._refusal(f"publish {topic}", f"the broker takes no large messages on {topic}: {words}")
+            if on_refused:
+                on_refused(Refused(PACKET_TOO_LARGE, words, sent=False))
+            return lambda: True
         said = client.publish(topic, payload, qos, retain, props)
         if said.rc != paho.MQTT_ERR_SUCCESS or not qos:
             return lambda: False
         with self._answers:
             self._said += 1
             number = self._said
-            self._unanswered.append((number, said))
+            self._unanswered.append(_Sent(number, said, topic, len(payload), on_refused))
         if len(self._unanswered) > MANY_UNANSWERED:
             self._answered()
         return lambda: number <= self._answered()
 
+    def _is_too_large(self, topic: str, payload: bytes, properties: Properties | None) -> str:
+        """Why the broker would not take a message of this size; "" if it may."""
+        if self._broker_takes and (size := _publish_bytes(topic, payload, properties)) > self._broker_takes:
+            return f"at most {self._broker_takes} bytes, one has {size} with its properties"
+        least, since = self._too_large
+        if len(payload) >= least and time.monotonic() - since < TOO_LARGE_HOLDS_S:
+            return f"it refused {least} bytes, one has {len(payload)}"
+        return ""
+
     def _answered(self) -> int:
         """The number of the latest message that the broker has answered; forgets all up to it."""
         with self._answers:
-            latest = next((number for number, said in reversed(self._unanswered) if said.is_published()), 0)
-            while self._unanswered and self._unanswered[0][0] <= latest:
+            latest = next((sent.number for sent in reversed(self._unanswered) if sent.info.is_published()), 0)
+            while self._unanswered and self._unanswered[0].number <= latest:
                 self._unanswered.popleft()
             self._last_answered = max(self._last_answered, latest)
             return self._last_answered
 
     def subscribe(self, topics: Iterable[str]) -> None:
         """Subscribes more topics on the present connection."""
-        wanted = [(topic, SubscribeOptions(qos=1)) for topic in topics]
+        wanted = list(topics)
         if wanted and (client := self._client):
-            client.subscribe(wanted)
+            with self._answers:  # so that the answer does not come before it is known to what
+                _, number = client.subscribe([(topic, SubscribeOptions(qos=1)) for topic in wanted])
+                if number is not None:
+                    self._subscribing[number] = wanted
 
     def unsubscribe(self, topics: Iterable[str]) -> None:
         """Ends subscriptions on the present connection."""
+        ended = list(topics)
+        with self._answers:
+            for topic in ended:
+                self._again.pop(topic, None)
+        for topic in ended:
+            self._granted(f"subscribe {topic}")
         if client := self._client:
-            client.unsubscribe(list(topics))
+            client.unsubscribe(ended)
 
     def _run(self) -> None:
         pause = 0.1
         while not self._stopping.is_set():
+            self.progress_at = time.monotonic()
             self.connected_at = 0.0
             try:
-                self._client = client = self._new_client()
-                with self._answers:
-                    self._unanswered.clear()
-                client.connect(
-                    self._settings.host, self._settings.port, self._settings.keepalive,
-                    clean_start=True, properties=connect_properties(),
-                )  # fmt: skip
-                self._serve(client)
-            except (OSError, ValueError, ConfigError) as error:
-                self._note(f"{self.address}: {error}")
-                if self.connected:
-                    self._went_down(Disconnected(0, str(error)))
+                self._attempt()
             except Exception:  # paho met something it does not expect: a new connection starts from a clean state
                 log.exception("broker: connection failed")
-                if self.connected:
-                    self._went_down(Disconnected(0, "internal error"))
             finally:
+                self.connected = False
                 self._client = None
             self._leaving = False
             self._at = (self._at + 1) % len(self._brokers)
             self._settings = self._brokers[self._at]
-            steady = self.connected_at and time.monotonic() - self.connected_at > STEADY_S
-            pause = 0.1 if steady else min(pause * 2, RECONNECT_MAX_S)
+            held = time.monotonic() - self.connected_at if self.connected_at else 0.0
+            if "client id" in self.refusals:  # or the two would end each other's sessions for ever
+                pause = min(2.0 ** min(max(self._rivals.values(), default=0), 10), RIVAL_PAUSE_MAX_S)
+            else:
+                pause = 0.1 if held > STEADY_S else min(pause * 2, RECONNECT_MAX_S)
             self._stopping.wait(pause * random.uniform(0.5, 1.0))
 
+    def _attempt(self) -> None:
+        """One connection, from its beginning to its end."""
+        try:
+            self._client = client = self._new_client()
+            with self._answers:
+                self._unanswered.clear()
+                self._subscribing.clear()
+                self._again.clear()
+            client.connect(
+                self._settings.host, self._settings.port, self._settings.keepalive,
+                clean_start=True, properties=connect_properties(self._max_packet),
+            )  # fmt: skip
+            self._serve(client)
+        except (OSError, ValueError, ConfigError) as error:
+            self._went_down(Disconnected(0, str(error)))
+        except Exception:
+            self._went_down(Disconnected(0, "internal error"))
+            raise
+
     def _serve(self, client: paho.Client) -> None:
-        """Reads and writes until the connection ends; raises ``OSError`` if it breaks while what is queued is written."""
+        """Reads and writes until the connection ends; raises ``OSError`` if it breaks while what is queued is written and
+        the broker has left no word."""
         poll = select.poll()  # select() does not take the descriptors of a process with a thousand sensors
         poll.register(self._wake, select.POLLIN)
         while (sock := cast("_BufferedSocket | None", client.socket())) is not None:
+            self.progress_at = now = time.monotonic()
+            self._look_after(now)
             writes = client.want_write() or sock.unsent
-            poll.register(sock, select.POLLIN | (select.POLLOUT if writes else 0))
-            events = dict(poll.poll(0 if sock.pending() else 1000))
+            reads = len(client._out_packet) < MAX_UNWRITTEN
+            poll.register(sock, (select.POLLIN if reads else 0) | (select.POLLOUT if writes else 0))
+            events = dict(poll.poll(0 if reads and sock.pending() else 1000))
             if self._wake in events:
                 os.eventfd_read(self._wake)
-            if events.get(sock.fileno(), 0) & ~select.POLLOUT or sock.pending():
+            if reads and (events.get(sock.fileno(), 0) & ~select.POLLOUT or sock.pending()):
                 until = time.monotonic() + TURN_S
                 while True:
                     if client.loop_read() != paho.MQTT_ERR_SUCCESS or client.socket() is None:
@@ -253,16 +377,58 @@ class Link:
             if client.loop_write() != paho.MQTT_ERR_SUCCESS:  # also if there is nothing: paho tells of the next again
                 return
             sock.flush()
+            if sock.error:
+                _hear_last_words(client, sock)
+                if client.socket() is None:
+                    return
+                raise sock.error
             if client.loop_misc() != paho.MQTT_ERR_SUCCESS:
                 return
 
+    def _look_after(self, now: float) -> None:
+        """Asks again for what was refused, and forgets another client of this name that does not come back."""
+        if self.connected:
+            for what in [what for what in self.refusals if now - self._refused_at.get(what, now) > REFUSAL_HOLDS_S]:
+                self._granted(what)
+        if self._again:
+            with self._answers:
+                due = [topic for topic, at in self._again.items() if at <= now]
+                for topic in due:
+                    del self._again[topic]
+            self.subscribe(due)
+
     def _note(self, error: str) -> None:
         if error != self.last_error:
-            log.warning("broker: %s", error)
+            self._log(logging.WARNING, error)
         self.last_error = error
+
+    def _refusal(self, what: str, words: str) -> None:
+        with self._answers:
+            news = self.refusals.get(what) != words
+            self.refusals = {**self.refusals, what: words}
+            self._refused_at[what] = time.monotonic()
+        if news:
+            self._log(logging.ERROR, words)
+
+    def _granted(self, what: str) -> None:
+        with self._answers:
+            over = self.refusals.get(what)
+            self.refusals = {key: words for key, words in self.refusals.items() if key != what}
+            self._refused_at.pop(what, None)
+        if over:
+            self._log(logging.INFO, f"over: {over}")
+
+    def _log(self, level: int, text: str) -> None:
+        """A line, unless there were many of late."""
+        now = time.monotonic()
+        if len(self._lines) < LOG_LINES or now - self._lines[0] > LOG_PERIOD_S:
+            self._lines.append(now)
+            last = len(self._lines) == LOG_LINES and now - self._lines[0] <= LOG_PERIOD_S
+            log.log(level, "broker: %s%s", text, "; further lines on this connection wait" if last else "")
 
     def _new_client(self) -> paho.Client:
         client = _Client(CallbackAPIVersion.VERSION2, self._client_id, protocol=paho.MQTTv5, reconnect_on_failure=False)
+        client.max_packet = self._max_packet
         client.max_inflight_messages_set(65535)  # our own window bounds it; paho would queue the rest out of sight
         if self._settings.username:
             client.username_pw_set(self._settings.username, config.secret(self._settings.password_file) or None)
@@ -276,47 +442,114 @@ class Link:
             client.will_set(self._will.topic, self._will.payload, 1, retain=True)
         client.on_connect = self._connected
         client.on_disconnect = self._disconnected
+        client.on_publish = self._answer_to_publish
+        client.on_subscribe = self._answer_to_subscribe
         client.on_message = self._received
-        client.on_socket_open = _tune_socket
+        client.on_socket_open = self._opened
         return client
 
-    def _connected(self, client: paho.Client, _data: Any, _flags: Any, reason: Any, _properties: Any) -> None:
+    def _opened(self, _client: paho.Client, _data: Any, sock: Any) -> None:
+        self._socket = sock
+        _tune_socket(sock)
+
+    def _connected(self, client: paho.Client, _data: Any, _flags: Any, reason: Any, properties: Any) -> None:
         if reason.is_failure:
-            self._note(f"refused the connection: {reason}")
+            self._note(f"{_REFUSED}: {_words(reason, properties)}")
             client.disconnect()
             return
-        log.info("broker: connected to %s", self.address)
+        self._log(logging.INFO, f"connected to {self.address}")
+        self._broker_takes = getattr(properties, "MaximumPacketSize", 0)
         self.last_error = ""
         self.connected = True
         self.connected_at = time.monotonic()
         self.subscribe(self._subscriptions)
         self._on_up()
 
+    def _answer_to_publish(self, _client: paho.Client, _data: Any, number: int, reason: Any, properties: Any) -> None:
+        if not (reason.is_failure or reason.value == NO_SUBSCRIBER or self.refusals):
+            return
+        with self._answers:
+            sent = next((sent for sent in self._unanswered if sent.info.mid == number), None)
+        if sent is None:
+            return
+        if not (reason.is_failure or (reason.value == NO_SUBSCRIBER and sent.on_refused)):
+            self._granted(f"publish {sent.topic}")
+            return
+        words = _words(reason, properties)
+        if reason.value == PACKET_TOO_LARGE:
+            self._too_large = (sent.size, time.monotonic())
+        self._refusal(f"publish {sent.topic}", f"the broker answers what is published on {sent.topic} with {words}")
+        if sent.on_refused:
+            sent.on_refused(Refused(reason.value, words))
+
+    def _answer_to_subscribe(
+        self, _client: paho.Client, _data: Any, number: int, reasons: list[Any], properties: Any
+    ) -> None:
+        with self._answers:
+            topics = self._subscribing.pop(number, [])
+        for topic, reason in zip(topics, reasons, strict=False):
+            if not reason.is_failure:
+                self._granted(f"subscribe {topic}")
+                continue
+            words = f"the broker answers the subscription of {topic} with {_words(reason, properties)}"
+            self._refusal(f"subscribe {topic}", words)
+            with self._answers:
+                self._again[topic] = time.monotonic() + SUBSCRIBE_AGAIN_S
+
     def _has_to_write(self, _client: paho.Client, _data: Any, _sock: Any) -> None:
         if threading.current_thread() is not self._thread:
             os.eventfd_write(self._wake, 1)
 
-    def _disconnected(self, _client: paho.Client, _data: Any, _flags: Any, reason: Any, _properties: Any) -> None:
-        if self.connected:
-            self._went_down(Disconnected(reason.value, str(reason), self._leaving))
+    def _disconnected(self, _client: paho.Client, _data: Any, flags: Any, reason: Any, properties: Any) -> None:
+        error = self._socket.error if self._socket else None
+        if flags.is_disconnect_packet_from_server:
+            self._went_down(Disconnected(reason.value, _words(reason, properties)))
+        elif error:
+            self._went_down(Disconnected(0, str(error)), abrupt=isinstance(error, ConnectionError))
+        elif reason.value in (0, UNSPECIFIED_ERROR):
+            self._went_down(Disconnected(0, "the broker ended it without a word"), abrupt=True)
+        else:
+            self._went_down(Disconnected(0, str(reason)))
 
-    def _went_down(self, why: Disconnected) -> None:
+    def _went_down(self, why: Disconnected, abrupt: bool = False) -> None:
+        if not self.connected:
+            self._rivals.pop(self.address, None)
+            if not (self.last_error.startswith(_REFUSED) or self._stopping.is_set()):
+                self._note(f"{self.address}: {why.reason}")
+            return
         self.connected = False
-        if not self._stopping.is_set():
+        wanted = self._stopping.is_set() or self._leaving
+        taken_over = why.code == SESSION_TAKEN_OVER
+        if abrupt and any(at >= self.connected_at for at in list(self._refused_at.values())):
+            abrupt = False  # Mosquitto 2.0 ends a connection on which it has refused a message
+            why = replace(why, reason=f"{why.reason}, after it refused something")
+        before = self._rivals.get(self.address, 0) if time.monotonic() - self.connected_at < REFUSAL_HOLDS_S else 0
+        self._rivals[self.address] = rivals = before + 1 if taken_over or (abrupt and not wanted) else 0
+        if taken_over or rivals >= MANY_RIVALS:
+            named = f"another client named {self._client_id}"
+            self.last_error = (
+                f"{named} is connected to the broker: {why.reason}" if taken_over else
+                f"the broker ended {MANY_RIVALS} sessions in a row and more without a reason, as it does when {named} connects"
+            )  # fmt: skip
+            self._refusal("client id", self.last_error)
+        elif not wanted:
             self._note(f"connection lost: {why.reason}")
-        self._on_down(why)
+        self._on_down(replace(why, wanted=self._leaving))
 
     def _received(self, _client: paho.Client, _data: Any, message: paho.MQTTMessage) -> None:
-        content_type, user = "", None
+        content_type, user, fault = "", None, ""
         if properties := message.properties:
             content_type = getattr(properties, "ContentType", "")
             user = dict(getattr(properties, "UserProperty", ()))
+            fault = getattr(properties, "fault", "")
         try:
             topic = message.topic
         except UnicodeDecodeError:
             topic = ""
         try:
-            self._on_message(Message(topic, bytes(message.payload), content_type, user, message.dup, message.retain))
+            self._on_message(
+                Message(topic, bytes(message.payload), content_type, user, message.dup, message.retain, fault)
+            )
         except Exception:  # a raise here would end paho's thread, and with it the service
             log.exception("message on %r was not handled", topic)
 
@@ -333,6 +566,7 @@ class _BufferedSocket:
         self._read = b""
         self._at = 0
         self.unsent = bytearray()
+        self.error: Exception | None = None  # what ended it; paho keeps it to itself
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._sock, name)
@@ -340,17 +574,28 @@ class _BufferedSocket:
     def recv(self, size: int) -> bytes:
         if self._at == len(self._read):
             if size >= READ_AHEAD_BYTES:
-                return self._sock.recv(size)
-            self._read, self._at = self._sock.recv(READ_AHEAD_BYTES), 0
+                return self._received(min(size, READ_AT_ONCE_BYTES))
+            self._read, self._at = self._received(READ_AHEAD_BYTES), 0
         data = self._read[self._at : self._at + size]
         self._at += len(data)
         return data
+
+    def _received(self, size: int) -> bytes:
+        try:
+            return self._sock.recv(size)
+        except (BlockingIOError, ssl.SSLWantReadError, ssl.SSLWantWriteError):
+            raise
+        except OSError as error:
+            self.error = error
+            raise
 
     def pending(self) -> int:
         """Bytes that can be read although the system knows nothing of them any more."""
         return len(self._read) - self._at + (self._sock.pending() if isinstance(self._sock, ssl.SSLSocket) else 0)
 
     def send(self, data: bytes) -> int:
+        if self.error:
+            return len(data)  # what it was is told when the broker's last words are read
         if len(self.unsent) + len(data) > WRITE_TOGETHER_BYTES:
             self.flush()
             if self.unsent:
@@ -361,34 +606,81 @@ class _BufferedSocket:
         return len(data)
 
     def flush(self) -> None:
-        """Writes what the system takes now; raises ``OSError``."""
+        """Writes what the system takes now; ``error`` tells if the connection is broken."""
         try:
             while self.unsent:
                 del self.unsent[: self._sock.send(self.unsent)]
         except (BlockingIOError, ssl.SSLWantReadError, ssl.SSLWantWriteError):
             pass
-        except OSError:
+        except OSError as error:
+            self.error = error
             self.unsent.clear()  # ``close`` need not try
-            raise
 
     def close(self) -> None:
-        """Writes the rest, which ends with paho's DISCONNECT, and closes."""
+        """Writes the rest, which ends with paho's DISCONNECT, and closes when the broker has.
+
+        A socket that is closed with unread bytes is reset, and takes what the broker has not read yet with it.
+        """
+        until = time.monotonic() + LAST_WORDS_S
         with contextlib.suppress(OSError):
             self._sock.settimeout(LAST_WORDS_S)
             self._sock.sendall(self.unsent)
+            self._sock.shutdown(socket.SHUT_WR)
+            while time.monotonic() < until and self._sock.recv(READ_AT_ONCE_BYTES):
+                pass
         self.unsent.clear()
         self._sock.close()
 
 
 class _Client(paho.Client):
+    """paho's client with bounds on what it reads, whatever a broker sends."""
+
+    max_packet = MAX_PACKET_BYTES
+
     def _create_socket(self) -> Any:
         return _BufferedSocket(cast("socket.socket", super()._create_socket()))
 
+    def _packet_read(self) -> MQTTErrorCode:
+        code = super()._packet_read()
+        return code if self._is_allowed(self._in_packet["remaining_length"]) else MQTTErrorCode.MQTT_ERR_PROTOCOL
 
-def connect_properties() -> Properties:
-    """With which every client of ours connects."""
+    def _packet_handle(self) -> MQTTErrorCode:
+        if not self._is_allowed(len(self._in_packet["packet"])):
+            return MQTTErrorCode.MQTT_ERR_PROTOCOL
+        try:
+            return super()._packet_handle()
+        except MalformedPacket as error:
+            self._blame(f"the broker sent a malformed packet: {error}")
+            raise
+
+    def _is_allowed(self, size: int) -> bool:
+        command = self._in_packet["command"]
+        published = command & 0xF0 == paho.PUBLISH
+        if size > (self.max_packet if published else MAX_ANSWER_BYTES):
+            self._blame(f"the broker sent a packet of {size} bytes")
+        elif published and command & 0x06 > 0x02:  # paho would keep it until the broker releases it
+            self._blame("the broker sent a message with QoS 2, which was not asked for")
+        else:
+            return True
+        return False
+
+    def _blame(self, what: str) -> None:
+        if sock := cast("_BufferedSocket | None", self.socket()):
+            sock.error = MalformedPacket(what)
+
+
+def _hear_last_words(client: paho.Client, sock: _BufferedSocket) -> None:
+    """Reads what came before the connection broke: a DISCONNECT says why."""
+    for _ in range(MANY_UNANSWERED):
+        if client.loop_read() != paho.MQTT_ERR_SUCCESS or client.socket() is None or not sock.pending():
+            return
+
+
+def connect_properties(max_packet: int = MAX_PACKET_BYTES) -> Properties:
+    """With which every client of ours connects; ``max_packet`` in bytes."""
     properties = Properties(PacketTypes.CONNECT)
     properties.ReceiveMaximum = RECEIVE_MAXIMUM
+    properties.MaximumPacketSize = max_packet
     return properties
 
 
@@ -401,68 +693,74 @@ def publish_properties(content_type: str, user: Iterable[tuple[str, str]]) -> Pr
     return properties
 
 
-# -- Reading a PUBLISH's properties ----------------------------------------------------------------------------------
-# paho copies the rest of the packet for each property it reads and searches its tables by name: a third of a server's
-# whole CPU time. The two properties that batches carry are read here; anything else is left to paho.
+def _publish_bytes(topic: str, payload: bytes, properties: Properties | None) -> int:
+    """Bytes of a QoS 1 PUBLISH on the wire (MQTT 5, section 3.3)."""
+    rest = 2 + len(topic.encode()) + 2 + (len(properties.pack()) if properties else 1) + len(payload)
+    return 1 + max(1, (rest.bit_length() + 6) // 7) + rest
 
-_CONTENT_TYPE, _USER_PROPERTY = 3, 38  # MQTT 5, 2.2.2.2
+
+def _words(reason: Any, properties: Any) -> str:
+    """A reason code, and what the broker adds to it."""
+    more = str(getattr(properties, "ReasonString", ""))[:MAX_WORDS]
+    return f"{reason} ({reason.value})" + (f": {more!r}" if more else "")
+
+
+# -- What paho reads of a packet -------------------------------------------------------------------------------------
 
 
 class _PublishProperties(Properties):
+    """Properties of any packet, read in one bounded pass. A PUBLISH goes on without those that cannot be read, for it is
+    another client's; in any other packet the broker is at fault."""
+
+    _tables: ClassVar[dict[str, Any]] = vars(Properties(PacketTypes.PUBLISH))
+
+    def __init__(self, packet_type: int) -> None:
+        self.__dict__.update(self._tables, packetType=packet_type)
+
     def unpack(self, buffer: bytes) -> tuple[Properties, int]:
-        if self.packetType == PacketTypes.PUBLISH and (found := _publish_properties(buffer)):
-            content_type, pairs, size = found
-            for name, value in (("ContentType", content_type), ("UserProperty", pairs)):
-                if value:
-                    object.__setattr__(self, name, value)
-            return self, size
-        found_all: tuple[Properties, int] = super().unpack(buffer)  # type: ignore[no-untyped-call]
-        return found_all
+        found = read_properties(buffer)
+        if found.fault and self.packetType != PacketTypes.PUBLISH:
+            raise MalformedPacket(found.fault)
+        self.__dict__.update(found.values, fault=found.fault)
+        return self, found.size
 
 
-def _publish_properties(buffer: bytes) -> tuple[str, list[tuple[str, str]], int] | None:
-    """Content type, user properties and length of a PUBLISH's properties; None if paho had better read them."""
-    if len(buffer) < 2 or (buffer[0] & 0x80 and buffer[1] & 0x80):
-        return None
-    at, end = (1, 1 + buffer[0]) if buffer[0] < 0x80 else (2, 2 + (buffer[0] & 0x7F) + (buffer[1] << 7))
-    if end > len(buffer):
-        return None
-    content_type = ""
-    pairs: list[tuple[str, str]] = []
-    try:
-        while at < end:
-            kind = buffer[at]
-            name, at = _utf8(buffer, at + 1)
-            if kind == _USER_PROPERTY:
-                value, at = _utf8(buffer, at)
-                pairs.append((name, value))
-            elif kind == _CONTENT_TYPE and not content_type:
-                content_type = name
-            else:
-                return None
-    except (IndexError, UnicodeDecodeError):
-        return None
-    return (content_type, pairs, end) if at == end else None
+class _ReasonCode(ReasonCode):
+    """A reason code that may be any number: Mosquitto says "Packet too large" in a PUBACK, where MQTT 5 has no such."""
+
+    def __init__(self, packet_type: int, name: str = "Success", identifier: int = -1) -> None:
+        if identifier < 0:
+            super().__init__(packet_type, name)
+        else:
+            self.packetType, self.value = packet_type, identifier
+
+    def unpack(self, buffer: bytes | bytearray) -> int:
+        self.value = buffer[0]
+        return 1
+
+    def getName(self) -> str:
+        names = self.names.get(self.value, {})
+        return next(
+            (name for name, packets in names.items() if self.packetType in packets), next(iter(names), "reason")
+        )
 
 
-def _utf8(buffer: bytes, at: int) -> tuple[str, int]:
-    stop = at + 2 + (buffer[at] << 8 | buffer[at + 1])
-    return buffer[at + 2 : stop].decode(), stop
-
-
-with contextlib.suppress(ImportError, AttributeError):  # a paho that is built otherwise reads its own properties
-    from paho.mqtt import _packet
-
-    _packet.Properties = _PublishProperties  # type: ignore[attr-defined]
+vars(_packet).update(Properties=_PublishProperties, ReasonCode=_ReasonCode)
 
 
 def tls_context(settings: config.Mqtt) -> ssl.SSLContext:
-    """A client's TLS 1.2+ context that verifies the peer against ``ca_file`` alone; raises ``CredentialError``."""
+    """A client's TLS 1.2+ context that verifies the peer against ``ca_file`` alone; raises ``CredentialError``.
+
+    ``ca_file`` may hold the revocation list of each of its authorities too; a peer that one names is refused then.
+    """
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     context.minimum_version = ssl.TLSVersion.TLSv1_2
     files = [config.credential(file) for file in (settings.ca_file, settings.cert_file, settings.key_file)]
     try:
         context.load_verify_locations(files[0])
+        trusted = context.cert_store_stats()
+        if 0 < trusted["x509_ca"] <= trusted["crl"]:  # else peers of an authority without a list would all be refused
+            context.verify_flags |= ssl.VERIFY_CRL_CHECK_LEAF
         if files[1]:
             context.load_cert_chain(files[1], files[2] or None)
     except OSError as error:  # ssl.SSLError is one
@@ -473,7 +771,7 @@ def tls_context(settings: config.Mqtt) -> ssl.SSLContext:
     return context
 
 
-def _tune_socket(_client: paho.Client, _data: Any, sock: Any) -> None:
+def _tune_socket(sock: Any) -> None:
     """Notices a peer that vanished without a word within half a minute, also while data waits for its TCP ack."""
     with contextlib.suppress(OSError, AttributeError):
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
@@ -482,3 +780,40 @@ def _tune_socket(_client: paho.Client, _data: Any, sock: Any) -> None:
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPCNT, 3)
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, 30_000)
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+
+
+def try_session(settings: config.Mqtt, client_id: str, wanted: Sequence[str], seconds: float) -> str:
+    """Connects as ``client_id``, subscribes and leaves; "" or what the broker refuses and why. Ends the session that has this
+    name, if there is one. Raises ``OSError`` and ``ConfigError``."""
+    said: list[str] = []
+    done = threading.Event()
+
+    def connected(client: paho.Client, _data: Any, _flags: Any, reason: Any, _properties: Any) -> None:
+        if reason.is_failure:
+            tell(f"refuses the connection: {reason}")
+        else:
+            client.subscribe([(topic, SubscribeOptions(qos=1)) for topic in wanted])
+
+    def subscribed(_client: paho.Client, _data: Any, _mid: int, reasons: Any, _properties: Any) -> None:
+        refused = [f"{topic}: {reason}" for topic, reason in zip(wanted, reasons, strict=False) if reason.is_failure]
+        tell(*(f"refuses the subscription of {each}" for each in refused))
+
+    def tell(*words: str) -> None:
+        if not done.is_set():
+            said.extend(words)
+            done.set()
+
+    client = paho.Client(CallbackAPIVersion.VERSION2, client_id, protocol=paho.MQTTv5, reconnect_on_failure=False)
+    client.on_connect, client.on_subscribe = connected, subscribed
+    client.on_disconnect = lambda _client, _data, _flags, reason, _properties: tell(f"ends the connection: {reason}")
+    if settings.username:
+        client.username_pw_set(settings.username, config.secret(settings.password_file) or None)
+    if settings.ca_file:
+        client.tls_set_context(tls_context(settings))
+    client.connect(settings.host, settings.port, clean_start=True)
+    client.loop_start()
+    if not done.wait(seconds):
+        tell("does not answer")
+    client.disconnect()
+    client.loop_stop()
+    return "; ".join(said)

@@ -114,7 +114,8 @@ class Cluster:
 
     def has_caught_up(self, node: Replica, database: str) -> bool:
         """True if the node has all that its shard has, and all of the shard's replicas work."""
-        return len(states := self.states(node, database)) == 7 and all(
+        tables = len(schema.attachments(database))
+        return len(states := self.states(node, database)) == tables and all(
             state[1:] == (0, 0, 0, len(self.nodes[0])) for state in states
         )
 

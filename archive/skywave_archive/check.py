@@ -61,6 +61,7 @@ def _target(settings: Settings) -> list[Check]:
         target = open_target(settings.target)
         found = [Check("target", False, problem) for problem in target.problems()]
         target.make_folder(STAGING)
+        target.prove(STAGING)
         probe = f"{STAGING}/check-{time.time_ns()}"
         target.put(probe, b"skywave")
         entry = target.status(probe)

@@ -9,8 +9,8 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from datetime import date
-from queue import Full, Queue
-from threading import Thread
+from queue import SimpleQueue
+from threading import Semaphore, Thread
 
 import numpy as np
 import pyarrow as pa
@@ -133,6 +133,7 @@ class Reader:
                             staged.files.append(writer.finish())
                             writer = None
                     self.progress(group.num_rows)
+                    del group, seen, fresh  # before the next one is waited for
                 if writer is not None:
                     staged.files.append(writer.finish())
                     writer = None
@@ -178,27 +179,22 @@ def _one(batches: list[pa.RecordBatch]) -> pa.RecordBatch:
 
 
 def _ahead(groups: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
-    """Reads one group ahead in a thread of its own; an error comes out where the group would have."""
-    ready: Queue[pa.RecordBatch | BaseException | None] = Queue(1)
+    """Reads one group ahead in a thread of its own, and never a second: a group is what memory is made of. An error comes out
+    where the group would have."""
+    ready: SimpleQueue[pa.RecordBatch | BaseException | None] = SimpleQueue()
+    wanted = Semaphore(1)
     given_up = False
-
-    def put(item: pa.RecordBatch | BaseException | None) -> None:
-        while not given_up:
-            try:
-                ready.put(item, timeout=0.2)
-                return
-            except Full:
-                continue
 
     def work() -> None:
         try:
-            for group in groups:
-                put(group)
-                if given_up:
+            while wanted.acquire() and not given_up:
+                group = next(groups, None)
+                ready.put(group)
+                if group is None:
                     return
-            put(None)
+                del group
         except BaseException as error:
-            put(error)
+            ready.put(error)
 
     thread = Thread(target=work, name="reader", daemon=True)
     thread.start()
@@ -206,7 +202,10 @@ def _ahead(groups: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
         while (item := ready.get()) is not None:
             if isinstance(item, BaseException):
                 raise item
+            wanted.release()
             yield item
+            del item
     finally:
         given_up = True
+        wanted.release()
         thread.join()

@@ -192,7 +192,7 @@ class WebHdfsTarget(Target):
         found = []
         for url in self._settings.addresses:
             try:
-                with suppress(TargetUnavailable):  # a standby, say
+                with suppress(TargetUnavailable):  # a standby, say; the one that works is tried by all who write
                     WebHdfsTarget(replace(self._settings, urls=url, retry_for=0)).prove(STAGING)
                 with _session() as session:
                     query = {"qry": "Hadoop:service=NameNode,name=NameNodeInfo"}

@@ -66,6 +66,7 @@ FIGURES = [
         "sensor",
     ),
     Figure("stalls.*.for_s", "skywave_client_stalled_seconds", "How long a cause has held it up.", label="cause"),
+    Figure("uptime_s", "skywave_client_uptime_seconds", "Time since its start."),
     Figure("rss_bytes", "skywave_client_rss_bytes", "Resident memory."),
 ]
 
@@ -148,7 +149,7 @@ class Agent:
         yield Cause("outbox", AWAY_S, f"the outbox does not work: {wrong}" if wrong else "")
         aside = len(uplink.set_aside)
         yield Cause(
-            "set aside", 0.0, f"the broker refuses {aside} batches; they wait for the next start" if aside else ""
+            "set aside", 0.0, f"the broker refuses {aside} batches; they are tried again by and by" if aside else ""
         )
         yield Cause("clock", 0.0, self._clock_trouble())
         yield Cause("figures", 0.0, self._figures.trouble)
@@ -156,6 +157,7 @@ class Agent:
             hangs = time.monotonic() - progress_at > AWAY_S
             why = ": the outbox's database or disk does not answer" if _waits_for(outbox) else ""
             yield Cause(name, 0.0, f"the {name} hangs{why}" if hangs else "")
+        yield Cause("link", 0.0, uplink.link.hang)
 
     def _loops(self) -> Iterator[tuple[str, float, Outbox]]:
         """Each worker's name, when its loop last turned, and the outbox that it may wait for."""
@@ -204,7 +206,7 @@ class Agent:
             "uptime_s": round(time.monotonic() - self._started, 1),
             "connected": uplink.link.connected,
             "accepting": uplink.accepting,
-            "broker_error": uplink.link.last_error,
+            "broker_error": uplink.link.error,
             "readings": intake.readings,
             "readings_per_s": round(self._in_rate.update(intake.readings), 1),
             "commits": intake.commits,

@@ -11,7 +11,10 @@ What holds:
 * A batch is never altered, and has a checksum: one that the disk has altered is declared lost when it is read. Else it
   leaves by ``delete`` (acknowledged) or ``drop_oldest`` (declared lost). All keep the tally in the same transaction, so
   the backlog is known without reading it.
-* ``day`` rules say "batches from id N on: day D" (or: none yet); a batch's day is the rule with the largest N <= id.
+* ``day`` rules say "batches from id N on: day D" (or: none yet); a batch's day is the rule with the largest N <= id. The
+  batches of a start have none until they are about to be published.
+* What is read is not believed: a disk alters numbers too. Losses are declared only as far as the stream's account and the
+  neighbours leave room for them, and an account that cannot be is not reported.
 """
 
 from __future__ import annotations
@@ -30,7 +33,7 @@ from pathlib import Path
 from typing import Any, Concatenate, NamedTuple, ParamSpec, TypeVar
 
 from .. import config
-from ..batch import Batch
+from ..batch import MAX_READINGS, Batch
 from ..errors import OutboxError
 from ..messages import Dropped, Produced, Range
 
@@ -58,6 +61,14 @@ _SCHEMA = (
     "INSERT INTO gone VALUES (1, 0, 0, 0) ON CONFLICT DO NOTHING",
 )
 COLUMNS = "id, stream, first_seq, count, made_at, since, payload, crc"
+_LARGEST = 1 << 62
+MAX_REPORTED = 1000
+"""Streams, and declared losses, of one status: what the server has recorded makes room for the next."""
+# What a stream's account can be. A flipped bit makes numbers that would overflow, or keep an audit busy for ever.
+_SOUND = (
+    f"last_seq BETWEEN 0 AND {_LARGEST} AND last_seq / {MAX_READINGS} <= batches AND batches BETWEEN 0 AND {1 << 40}"
+    f" AND bytes BETWEEN 0 AND {1 << 50} AND first_id BETWEEN 1 AND {_LARGEST}"
+)
 INSERT_BATCH = f"INSERT INTO batch ({COLUMNS}) VALUES (?, ?, ?, ?, ?, ?, ?, ?)"
 
 
@@ -82,6 +93,15 @@ def intact(row: Sequence[Any]) -> bool:
     return numbers and isinstance(payload, bytes | memoryview) and checksum(stream, first_seq, count, payload) == crc
 
 
+def sound(account: Sequence[Any]) -> bool:
+    """True if a row of ``stream`` can be an account; ``_SOUND`` says the same in SQL."""
+    if not all(isinstance(number, int) for number in account):
+        return False
+    _, first_id, last_seq, batches, size = map(int, account)
+    readings = 0 <= last_seq <= _LARGEST and last_seq // MAX_READINGS <= batches
+    return readings and batches <= 1 << 40 and 0 <= size <= 1 << 50 and 1 <= first_id <= _LARGEST
+
+
 class Position(NamedTuple):
     """Up to which reading of which of its streams a sensor that numbers its readings was taken in."""
 
@@ -104,6 +124,28 @@ class Days:
         del self._ids[cut:], self._days[cut:]
         self._ids.append(from_id)
         self._days.append(day)
+
+    def put(self, first: int, stop: int | None, day: date | None) -> Days:
+        """These rules with another day for the ids from ``first`` to before ``stop``, or all from ``first`` on."""
+        rules = [rule for rule in self.rules if rule[0] < first]
+        rules.append((first, day))
+        if stop is not None:
+            rules.append((stop, self.of(stop)))
+            rules += [rule for rule in self.rules if rule[0] > stop]
+        days = Days([])
+        for from_id, of_rule in rules:
+            if of_rule != days.latest:
+                days.add(from_id, of_rule)
+        return days
+
+    def room(self, first: int, stop: int) -> int:
+        """Up to where, and not beyond ``stop``, no id from ``first`` on has a day."""
+        return min([stop, *(from_id for from_id, day in self.rules if day and from_id > first)])
+
+    @property
+    def rules(self) -> list[tuple[int, date | None]]:
+        """From which id on which day holds, in order."""
+        return list(zip(self._ids, self._days, strict=True))
 
     def of(self, batch_id: int) -> date | None:
         """The day of a batch."""
@@ -200,10 +242,23 @@ class Outbox(ABC):
                 )
 
     def start_stream(self, stream: int) -> int:
-        """Registers the stream of a starting client; returns the id of its first batch."""
-        first_id = self.query("SELECT COALESCE(MAX(first_id + batches), 1) FROM stream")[0][0]
-        self.transaction([("INSERT INTO stream VALUES (?, ?, 0, 0, 0)", (stream, first_id))])
-        return int(first_id)
+        """Registers the stream of a starting client, whose batches have no day yet; returns the id of its first batch."""
+        first_id = int(self.query("SELECT COALESCE(MAX(first_id + batches), 1) FROM stream")[0][0])
+        if not 1 <= first_id <= _LARGEST:
+            raise self._found_damaged("the streams' accounts have impossible numbers")
+        self.transaction(
+            [
+                ("INSERT INTO stream VALUES (?, ?, 0, 0, 0)", (stream, first_id)),
+                ("DELETE FROM stream WHERE batches = 0 AND stream <> ?", (stream,)),  # it never had a reading
+                ("DELETE FROM day WHERE from_id >= ?", (first_id,)),
+                ("INSERT INTO day VALUES (?, NULL)", (first_id,)),
+            ]
+        )
+        return first_id
+
+    def has_impossible_accounts(self) -> bool:
+        """True if the disk has altered a stream's account, and it shows."""
+        return bool(self.query(f"SELECT 1 FROM stream WHERE NOT ({_SOUND}) LIMIT 1"))
 
     # -- the intake's side -------------------------------------------------------------------------------------------
 
@@ -293,15 +348,35 @@ class Outbox(ABC):
     def drop_oldest(self, more: int) -> None:
         """Makes room for ``more`` bytes by deleting the oldest batches and declaring their readings lost."""
         rows = self.query("SELECT id, stream, first_seq, count, length(payload) FROM batch ORDER BY id LIMIT 64")
-        ids, ranges, freed = [], [], 0
-        for batch_id, stream, first_seq, count, size in rows:
-            ids.append(batch_id)
-            ranges.append(Dropped(stream, first_seq, first_seq + count - 1, "outbox full"))
-            freed += size
+        oldest: list[tuple[Any, ...]] = []
+        freed = 0
+        for *row, size in rows:
+            oldest.append(tuple(row))
+            freed += size or 0
             if freed >= more:
                 break
-        self._remove(ids, ranges)
+        self._declare_lost(oldest, "outbox full")
+        self._gather_losses()
         self._looked_at = float("-inf")
+
+    def _gather_losses(self) -> None:
+        """Declared losses that no status has room for yet become as few rows as they can be: without a network each batch
+        that is dropped would leave one for ever."""
+        if self.query("SELECT COUNT(*) FROM dropped")[0][0] <= 2 * MAX_REPORTED:
+            return
+        rows = self.query("SELECT stream, first_seq, last_seq, reason FROM dropped ORDER BY stream, first_seq")
+        statements: list[Statement] = []
+        stream, first, last, reason = rows[MAX_REPORTED]
+        for row in rows[MAX_REPORTED + 1 :]:
+            if row[:2] != (stream, last + 1) or row[3] != reason:
+                stream, first, last, reason = row
+                continue
+            last = row[2]
+            statements.append(("DELETE FROM dropped WHERE stream = ? AND first_seq = ?", row[:2]))
+            grown = ("UPDATE dropped SET last_seq = ? WHERE stream = ? AND first_seq = ?", (last, stream, first))
+            statements.append(grown)
+        if statements:
+            self.transaction(statements)
 
     def _free_disk(self) -> int:
         try:
@@ -312,7 +387,11 @@ class Outbox(ABC):
 
     def positions(self) -> dict[str, Position]:
         """How far each sensor that numbers its readings was taken in."""
-        return {name: Position(stream, seq) for name, stream, seq in self.query("SELECT name, stream, seq FROM sensor")}
+        return {
+            name: Position(stream, seq)
+            for name, stream, seq in self.query("SELECT name, stream, seq FROM sensor")
+            if isinstance(stream, int) and isinstance(seq, int)
+        }
 
     # -- the uplink's side -------------------------------------------------------------------------------------------
 
@@ -336,7 +415,6 @@ class Outbox(ABC):
 
     def _declare_damaged(self, rows: Sequence[tuple[Any, ...]]) -> None:
         """Removes batches that the disk has altered, and declares them lost as far as their names can be read."""
-        lost: list[Dropped] = []
         for batch_id, stream, first, count, *_ in rows:
             log.error(
                 "outbox: batch %s is damaged, %s readings from %s on of stream %s are lost",
@@ -345,9 +423,49 @@ class Outbox(ABC):
                 first,
                 stream,
             )
-            if all(isinstance(number, int) for number in (stream, first, count)):
-                lost.append(Dropped(stream, first, first + count - 1, "damaged on the disk"))
-        self._remove([row[0] for row in rows], lost)
+        self._declare_lost([row[:4] for row in rows], "damaged on the disk")
+
+    def _declare_lost(self, rows: Sequence[tuple[Any, ...]], reason: str) -> None:
+        """Removes batches, given as id, stream, first number and count, and declares their readings lost."""
+        lost: list[Dropped] = []
+        mended: list[Statement] = []
+        for batch_id, *name in rows:
+            found = self._range_of(batch_id, *name[1:])
+            if found:
+                lost.append(Dropped(*found, reason))
+            stream, first, last = found or (0, 1, 0)
+            if name != [stream, first, last - first + 1]:  # so that the tally counts what was there
+                values = (stream, first, last - first + 1, batch_id)
+                mended.append(("UPDATE batch SET stream = ?, first_seq = ?, count = ? WHERE id = ?", values))
+        self._remove([row[0] for row in rows], lost, mended)
+
+    def _range_of(self, batch_id: Any, first: Any, count: Any) -> Range | None:
+        """The readings that a batch can have held, whatever the disk has made of its numbers; None if nobody knows.
+
+        Its id tells the stream. Neighbours in the outbox tell between what its readings were, the account tells up to what.
+        """
+        accounts = self.query(
+            "SELECT stream, first_id, first_id + batches, last_seq FROM stream"
+            f" WHERE first_id <= ? AND first_id + batches > ? AND {_SOUND}",
+            (batch_id, batch_id),
+        )
+        if not accounts or not isinstance(batch_id, int):
+            return None
+        (owner, first_id, next_id, last_seq), *_ = accounts
+        lowest, highest = 1, last_seq
+        only_low, only_high = batch_id == first_id, batch_id == next_id - 1
+        neighbour = "SELECT id, first_seq, count FROM batch WHERE id >= ? AND id < ? ORDER BY id {} LIMIT 1"
+        for at, begins, holds in self.query(neighbour.format("DESC"), (first_id, batch_id)):
+            if isinstance(begins, int) and isinstance(holds, int) and 1 <= begins + holds - 1 <= last_seq:
+                lowest, only_low = begins + holds, at == batch_id - 1
+        for at, begins, _ in self.query(neighbour.format("ASC"), (batch_id + 1, next_id)):
+            if isinstance(begins, int) and 1 <= begins <= last_seq:
+                highest, only_high = begins - 1, at == batch_id + 1
+        if not (only_low and only_high):
+            if not (isinstance(first, int) and isinstance(count, int) and 0 < count <= MAX_READINGS):
+                return None
+            lowest, highest = max(lowest, first), min(highest, first + count - 1)
+        return Range(owner, lowest, highest) if lowest <= highest else None
 
     def _found_damaged(self, what: object) -> OutboxError:
         return OutboxError(f"the outbox is damaged: {what}", "Repair the database.")
@@ -356,13 +474,14 @@ class Outbox(ABC):
         """Removes acknowledged batches."""
         self._remove(ids, [])
 
-    def _remove(self, ids: Sequence[int], dropped: Sequence[Dropped]) -> None:
+    def _remove(self, ids: Sequence[Any], dropped: Sequence[Dropped], before: Sequence[Statement] = ()) -> None:
         if not ids:
             return
         chosen = f"(SELECT {{}} FROM batch WHERE id IN ({', '.join('?' * len(ids))}))"
         self.transaction(
             [
                 *self.lock_tally,
+                *before,
                 (
                     f"UPDATE gone SET batches = batches + {chosen.format('COUNT(*)')},"
                     f" readings = readings + {chosen.format('COALESCE(SUM(count), 0)')},"
@@ -377,21 +496,19 @@ class Outbox(ABC):
     def days(self) -> Days:
         """The day rules."""
         rows = self.query("SELECT from_id, day FROM day")
-        return Days((from_id, as_date(day)) for from_id, day in rows)
+        return Days((from_id, as_date(day)) for from_id, day in rows if isinstance(from_id, int))
 
-    def fix_day(self, from_id: int, day: date | None) -> None:
-        """Durably fixes the day of the batches from ``from_id`` on, and forgets rules that no batch needs."""
-        oldest = self.query("SELECT MIN(id) FROM batch")[0][0] or from_id
-        self.transaction(
-            [
-                ("DELETE FROM day WHERE from_id >= ?", (from_id,)),
-                (
-                    "DELETE FROM day WHERE from_id < (SELECT MAX(from_id) FROM day WHERE from_id <= ?)",
-                    (min(oldest, from_id),),
-                ),
-                ("INSERT INTO day VALUES (?, ?)", (from_id, day.isoformat() if day else None)),
-            ]
-        )
+    def fix_day(self, first: int, day: date | None, stop: int | None = None) -> Days:
+        """Durably fixes the day of the batches from ``first`` to before ``stop``, or of all from ``first`` on; forgets the
+        rules that no batch needs. Returns the rules that hold now."""
+        days = self.days()
+        oldest = self.query("SELECT MIN(id) FROM batch")[0][0]
+        needed = min(oldest, first) if isinstance(oldest, int) else first
+        from_id = max((rule[0] for rule in days.rules if rule[0] < first and rule[0] <= needed), default=0)
+        days = Days(rule for rule in days.rules if rule[0] >= from_id).put(first, stop, day)
+        rows = [(rule[0], rule[1].isoformat() if rule[1] else None) for rule in days.rules]
+        self.transaction([("DELETE FROM day", ()), *(("INSERT INTO day VALUES (?, ?)", row) for row in rows)])
+        return days
 
     # -- the account -------------------------------------------------------------------------------------------------
 
@@ -399,38 +516,48 @@ class Outbox(ABC):
         """What is in the outbox, from the tallies."""
         batches, readings, size = self.query(
             "SELECT SUM(s.batches) - MAX(g.batches), SUM(s.last_seq) - MAX(g.readings), SUM(s.bytes) - MAX(g.bytes)"
-            " FROM stream s, gone g"
+            f" FROM stream s, gone g WHERE {_SOUND.replace('bytes', 's.bytes').replace('batches', 's.batches')}"
         )[0]
-        return Backlog(int(batches or 0), int(readings or 0), int(size or 0))
+        if not batches or batches < 0:
+            return Backlog(0, 0, 0)
+        return Backlog(int(batches), max(0, int(readings)), max(0, int(size)))
 
     def oldest_made_at(self) -> int | None:
-        """Time of the oldest reading in the outbox (microseconds, UTC), None if it is empty."""
+        """Time of the oldest reading in the outbox (microseconds, UTC), None if it is empty or nobody knows."""
         rows = self.query("SELECT made_at FROM batch ORDER BY id LIMIT 1")
-        return rows[0][0] if rows else None
+        return rows[0][0] if rows and isinstance(rows[0][0], int) and 0 <= rows[0][0] < 1 << 56 else None
 
     def streams(self) -> list[Produced]:
-        """The account of each stream that the outbox remembers."""
+        """The account of each stream that the outbox remembers; of many the oldest and the present one."""
         accounts = []
-        for stream, first_id, last_seq, batches in self.query(
-            "SELECT stream, first_id, last_seq, batches FROM stream ORDER BY first_id"
-        ):
+        found = self.query(f"SELECT stream, first_id, last_seq, batches FROM stream WHERE {_SOUND} ORDER BY first_id")
+        for stream, first_id, last_seq, batches in [*found[: MAX_REPORTED - 1], *found[MAX_REPORTED - 1 :][-1:]]:
             rows = self.query(
                 "SELECT first_seq FROM batch WHERE id >= ? AND id < ? ORDER BY id LIMIT 1",
                 (first_id, first_id + batches),
             )
-            accounts.append(Produced(stream, last_seq, rows[0][0] if rows else 0))
+            first = rows[0][0] if rows else 0
+            if rows and not (isinstance(first, int) and 1 <= first <= last_seq):
+                first = 1  # damaged, and not yet read
+            accounts.append(Produced(stream, last_seq, first))
         return accounts
 
     def dropped(self) -> list[Dropped]:
         """The ranges declared lost that no server has recorded yet."""
         rows = self.query(
-            "SELECT stream, first_seq, last_seq, reason FROM dropped ORDER BY stream, first_seq LIMIT 1000"
+            "SELECT stream, first_seq, last_seq, reason FROM dropped"
+            f" WHERE first_seq >= 1 AND last_seq >= first_seq ORDER BY stream, first_seq LIMIT {MAX_REPORTED}"
         )
-        return [Dropped(*row) for row in rows]
+        return [Dropped(*row) for row in rows if isinstance(row[3], str)]
 
     def forget_stream(self, produced: Produced) -> None:
         """Forgets an ended stream whose account the server has recorded and whose batches are all gone."""
-        same = "(SELECT COALESCE(SUM({}), 0) FROM stream WHERE stream = ? AND last_seq = ?)"
+        # Whatever a message says, a stream that has batches here is not forgotten.
+        which = (
+            "stream = ? AND last_seq = ?"
+            " AND NOT EXISTS (SELECT 1 FROM batch WHERE id >= first_id AND id < first_id + stream.batches)"
+        )
+        same = f"(SELECT COALESCE(SUM({{}}), 0) FROM stream WHERE {which})"
         key = (produced.stream, produced.last_seq)
         self.transaction(
             [
@@ -439,7 +566,7 @@ class Outbox(ABC):
                     f" readings = readings - {same.format('last_seq')}, bytes = bytes - {same.format('bytes')}",
                     key * 3,
                 ),
-                ("DELETE FROM stream WHERE stream = ? AND last_seq = ?", key),
+                (f"DELETE FROM stream WHERE {which}", key),
             ]
         )
 

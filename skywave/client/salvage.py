@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from .outbox import COLUMNS, INSERT_BATCH, Statement, intact
+from .outbox import COLUMNS, INSERT_BATCH, Statement, intact, sound
 
 AT_ONCE = 500
 MAX_STEPS = 200_000
@@ -28,7 +28,7 @@ def salvage(damaged: Path) -> Iterator[list[Statement]]:
         known = {
             row[0]: row
             for row in _read(connection, "SELECT stream, first_id, last_seq, batches, bytes FROM stream")[0]
-            if all(isinstance(value, int) for value in row)
+            if sound(row)
         }
         found: dict[int, _Found] = {}
         seen: set[int] = set()
@@ -39,6 +39,7 @@ def salvage(damaged: Path) -> Iterator[list[Statement]]:
                 found.setdefault(row[1], _Found(row[0])).add(row)
             # Without ``since`` every day is searched for an earlier copy: the rule that fixed its day may be lost here.
             yield [(INSERT_BATCH, (*row[:5], None, *row[6:])) for row in whole]
+        known = {stream: row for stream, row in known.items() if stream not in found or found[stream].fits(row)}
         # Without the accounts, what is found makes new ones; then the numbers go on after it, as the day rules need it.
         streams = [*known.values()] + [
             (stream, item.first_id, item.last_seq, item.last_id - item.first_id + 1, item.bytes)
@@ -78,6 +79,11 @@ class _Found:
         self.first_id, self.last_id = min(self.first_id, batch_id), max(self.last_id, batch_id)
         self.last_seq = max(self.last_seq, first_seq + count - 1)
         self.batches, self.readings, self.bytes = self.batches + 1, self.readings + count, self.bytes + len(payload)
+
+    def fits(self, account: tuple[Any, ...]) -> bool:
+        """True if it can be part of what the account says."""
+        _, first_id, last_seq, batches, _ = account
+        return bool(first_id <= self.first_id and self.last_id < first_id + batches and self.last_seq <= last_seq)
 
 
 def _batches(connection: sqlite3.Connection) -> Iterator[list[tuple[Any, ...]]]:

@@ -51,6 +51,8 @@ class SqliteOutbox(Outbox):
             try:
                 super().create(client_id)
                 self._check()
+                if self.has_impossible_accounts():
+                    raise self._found_damaged("the streams' accounts have impossible numbers")
                 return
             except OutboxError:
                 if not self._damaged.exists():

@@ -112,12 +112,15 @@ class Window:
             entries.append(entry)
             if len(entries) == limit:
                 break
-        for entry in entries:
-            entry.attempt += 1
-            entry.sent_at = now
-            entry.due_at = now + self._timeout(entry.attempt)
-            self.resent += 1
-        return entries
+        return [self.again(entry, now) for entry in entries]
+
+    def again(self, entry: InFlight, now: float) -> InFlight:
+        """Enters a batch that is about to be published once more."""
+        entry.attempt += 1
+        entry.sent_at = now
+        entry.due_at = now + self._timeout(entry.attempt)
+        self.resent += 1
+        return entry
 
     def rewind(self) -> None:
         """Makes everything due: after a reconnect nobody knows what arrived."""

@@ -71,6 +71,8 @@ class Admission:
 
         ``today`` is the server's UTC date, ``at`` when the message came (seconds of CLOCK_BOOTTIME).
         """
+        if message.fault:
+            raise PoisonError(message.fault)
         if len(message.payload) > MAX_MESSAGE_BYTES:
             raise PoisonError(f"has {len(message.payload)} bytes, at most {MAX_MESSAGE_BYTES} are taken")
         if message.content_type == CONTENT_TYPE or (message.properties or {}).get("stream"):

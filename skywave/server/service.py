@@ -21,6 +21,8 @@ from .subscriber import Inbox, Subscriber
 log = logging.getLogger(__name__)
 
 STUCK_AFTER_S = 120.0
+UNHEARD_S = 30.0
+"""How long clients may say that their readings wait, while the broker brings none of any client."""
 _SHOWN = [item.name for item in fields(ClientStatus) if item.name not in ("streams", "dropped")]
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # malloc.h
 
@@ -51,6 +53,7 @@ FIGURES = [
     Figure("clients.*.oldest_unacked_s", "skywave_server_client_oldest_unacked_seconds",
            "Age of its oldest unacknowledged reading, as it says.", label="client_id"),
     Figure("stalls.*.for_s", "skywave_server_stalled_seconds", "How long a cause has held it up.", label="cause"),
+    Figure("uptime_s", "skywave_server_uptime_seconds", "Time since its start."),
     Figure("rss_bytes", "skywave_server_rss_bytes", "Resident memory."),
 ]  # fmt: skip
 
@@ -103,6 +106,17 @@ class ServerProcess:
     def _causes(self) -> Iterator[Cause]:
         for number, link in enumerate(self.subscriber.links):
             yield Cause(f"broker {link.address}" if number else "broker", AWAY_S, link.trouble)
+            yield Cause(f"link {link.address}" if number else "link", 0.0, link.hang)
+        late = [
+            client_id
+            for shard in self.shards
+            for client_id, status in shard.clients.copy().items()
+            if status.online and status.oldest_unacked_s > UNHEARD_S
+        ]
+        unheard = self.subscriber.accepting and time.monotonic() - self.subscriber.data_at > UNHEARD_S
+        whose = "a client" if len(late) == 1 else f"{len(late)} clients"
+        why = f"readings of {whose} wait, and the broker brings none: may they publish, this server subscribe?"
+        yield Cause("data", 0.0, why if late and unheard and self.subscriber.connected else "")
         yield Cause("figures", 0.0, self._figures.trouble)
         unset = not all(shard.clock_is_set for shard in self.shards)
         yield Cause("clock", 0.0, "the clock was never set; nothing is taken until it is" if unset else "")
@@ -156,7 +170,7 @@ class ServerProcess:
             "uptime_s": round(time.monotonic() - self._started, 1),
             "connected": subscriber.connected,
             "accepting": subscriber.accepting and subscriber.connected,
-            "broker_error": "; ".join(filter(None, (link.last_error for link in subscriber.links))),
+            "broker_error": "; ".join(filter(None, (link.error for link in subscriber.links))),
             "store": self._settings.store.kind,
             "stalls": self._stalls.current,
             "store_ok": not any(errors),

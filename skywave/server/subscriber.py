@@ -93,6 +93,7 @@ class Subscriber:
         self._status: ServerStatus | None = None
         self.received = 0
         self.dropped = 0
+        self.data_at = time.monotonic()
         self.links = [self._link(broker) for broker in settings.mqtt.brokers()]
         self._heard_from: dict[int, Link] = {}  # by client: where its acknowledgements go
 
@@ -187,6 +188,8 @@ class Subscriber:
         item = Received(message, boottime())
         who = topics.parse_client(message.topic)
         client_id, kind = who or (0, "")
+        if not kind:
+            self.data_at = time.monotonic()
         if kind == "status" and not message.payload:
             return  # a client has this broker forget it, because it moves on to another one
         if message.retained and self._heard_from.get(client_id, link) is not link:

@@ -279,7 +279,7 @@ def fragile():
 
 @pytest.fixture
 def fragile_vault(fragile, clickhouse, database):
-    target = f'kind = "hdfs"\nurls = "{fragile.url}"\npath = "{fragile.new_root()}"\ntimeout = 5\nretry_for = 30\n'
+    target = f'kind = "hdfs"\nurls = "{fragile.url}"\npath = "{fragile.new_root()}"\ntimeout = 5\nretry_for = 120\n'
     vault = Vault({"1": f"port = {clickhouse.port}"}, database, target)
     try:
         yield vault
@@ -313,7 +313,7 @@ def test_07_a_datanode_that_dies_in_mid_file_costs_a_second_reading(fragile, fra
 
 def test_08_a_full_disk_ends_in_try_again_and_says_so(fragile, fragile_vault, clickhouse):
     """The DataNodes are told to keep more free than there is."""
-    fragile_vault.configure(target=fragile_vault.target.replace("retry_for = 30", "retry_for = 2"))
+    fragile_vault.configure(target=fragile_vault.target.replace("retry_for = 120", "retry_for = 2"))
     fragile_vault.add(DAY)
     full = f"<property><name>dfs.datanode.du.reserved</name><value>{1 << 60}</value></property></configuration>"
     before = [(node.conf / "hdfs-site.xml").read_text() for node in fragile.datanodes]
@@ -332,6 +332,7 @@ def test_08_a_full_disk_ends_in_try_again_and_says_so(fragile, fragile_vault, cl
         assert "dfsadmin -report" in result["stderr"]
     finally:
         restart(before)
+    fragile_vault.configure()
     fragile_vault.run("export")
     complete(fragile_vault, clickhouse)
 

@@ -18,6 +18,7 @@ from parts import wait_for
 
 from skywave import config
 from skywave.batch import Batch
+from skywave.client import outbox as outbox_module
 from skywave.client import sqlite
 from skywave.client.outbox import Backlog, Days, Position, open_outbox
 from skywave.errors import EXIT_DATA, EXIT_TRY_LATER, OutboxError, OutboxRefused, OutboxUnavailable
@@ -141,6 +142,21 @@ def test_the_bound_holds_and_drop_oldest_declares_what_it_drops(outbox):
     assert outbox.dropped() == [Dropped(5, 11, 20, "outbox full")]
 
 
+def test_what_is_dropped_while_nobody_hears_of_it_does_not_gather(outbox, monkeypatch):
+    monkeypatch.setattr(outbox_module, "MAX_REPORTED", 3)
+    fill(outbox, 5, 30)
+    fill(outbox, 6, 30)
+    for _ in range(58):
+        outbox.drop_oldest(1)
+        assert outbox.query("SELECT COUNT(*) FROM dropped")[0][0] <= 6
+    lost = {(loss.stream, seq) for loss in all_losses(outbox) for seq in range(loss.first, loss.last + 1)}
+    assert lost == {(5, seq) for seq in range(1, 301)} | {(6, seq) for seq in range(1, 281)}
+
+
+def all_losses(outbox):
+    return [Dropped(*row) for row in outbox.query("SELECT stream, first_seq, last_seq, reason FROM dropped")]
+
+
 def test_a_full_outbox_says_by_what(outbox, settings):
     fill(outbox, 5, 64, size=1000)
     assert "outbox.max_bytes" in outbox.full_because(2000)
@@ -208,6 +224,113 @@ def test_days_in_memory():
     days.add(20, DAY + timedelta(1))
     assert days.latest_from == 20
     assert days.of(99) == DAY + timedelta(1)
+
+
+def test_the_batches_of_a_start_have_no_day_whatever_held_before(outbox):
+    old = fill(outbox, 5, 3)
+    outbox.fix_day(old[0].id, DAY)
+    new = fill(outbox, 6, 2)
+    kept = outbox.days()
+    assert [kept.of(item.id) for item in (*old, *new)] == [DAY] * 3 + [None] * 2
+    assert kept.last_heard == DAY
+    outbox.fix_day(new[0].id, DAY + timedelta(1), new[1].id)
+    kept = outbox.days()
+    assert [kept.of(item.id) for item in (*old, *new)] == [DAY] * 3 + [DAY + timedelta(1), None]
+
+
+def test_rules_do_not_gather_while_days_are_fixed_and_taken_back(outbox):
+    batches = fill(outbox, 5, 20)
+    for number, item in enumerate(batches):
+        outbox.fix_day(item.id, DAY, item.id + 5)
+        outbox.fix_day(item.id + 1, None, item.id + 5)
+        assert len(outbox.days().rules) == 2, number
+    assert {outbox.days().of(item.id) for item in batches} == {DAY}
+
+
+HUGE = 2**63 - 1
+
+
+@pytest.mark.parametrize("damaged", [0, 7, 19])
+@pytest.mark.parametrize(
+    "change", [f"first_seq = {HUGE}", f"count = {HUGE}", f"stream = {HUGE}", "count = -5", "first_seq = 0", "count = 36",
+               f"first_seq = {-HUGE}, count = {HUGE}, made_at = {HUGE}"],
+)  # fmt: skip
+def test_a_damaged_row_declares_its_own_readings_lost_and_no_others(outbox, damaged, change):
+    batches = fill(outbox, 5, 20)
+    fill(outbox, 6, 3)
+    outbox.transaction([(f"UPDATE batch SET {change} WHERE id = ?", (batches[damaged].id,))])
+    lost = Dropped(5, damaged * 10 + 1, damaged * 10 + 10, "damaged on the disk")
+    for account in outbox.streams():
+        assert 0 <= account.first_pending <= account.last_seq
+    assert outbox.oldest_made_at() is None or outbox.oldest_made_at() > 0
+    found = outbox.read(0, 10**9, 100)
+    assert [item.id for item in found[:19]] == [item.id for item in batches if item.id != batches[damaged].id]
+    assert outbox.dropped() == [lost]
+    assert outbox.backlog() == Backlog(22, 220, 22_000)
+    outbox.delete([item.id for item in found])
+    assert outbox.backlog() == Backlog(0, 0, 0)
+
+
+def test_of_a_damaged_row_without_neighbours_no_more_is_declared_than_its_account_leaves_room_for(outbox):
+    batches = fill(outbox, 5, 20)
+    outbox.delete([item.id for item in batches if item is not batches[7]])
+    outbox.transaction([("UPDATE batch SET count = ?", (HUGE,))])
+    assert outbox.read(0, 10**9, 100) == []
+    assert outbox.dropped() == [], "nobody knows how many they were: the audit shows them as missing"
+    assert outbox.backlog() == Backlog(0, 0, 0)
+
+
+def test_what_is_dropped_for_room_is_bounded_in_the_same_way(outbox):
+    batches = fill(outbox, 5, 20)
+    outbox.transaction([("UPDATE batch SET first_seq = ?, count = ? WHERE id = ?", (HUGE, HUGE, batches[0].id))])
+    outbox.drop_oldest(1500)
+    assert outbox.dropped() == [Dropped(5, 1, 10, "outbox full"), Dropped(5, 11, 20, "outbox full")]
+    assert outbox.backlog() == Backlog(18, 180, 18_000)
+
+
+@pytest.mark.parametrize("column", ["last_seq", "batches", "bytes", "first_id"])
+def test_an_account_that_cannot_be_stops_nobody_and_is_not_reported(outbox, column):
+    batches = fill(outbox, 5, 20)
+    fill(outbox, 6, 2)
+    outbox.transaction([(f"UPDATE stream SET {column} = ? WHERE stream = 5", (HUGE - 2**20,))])
+    for account in outbox.streams():
+        assert account.last_seq <= 200
+    assert outbox.backlog().batches >= 0
+    assert outbox.read(0, 10**9, 100)[:20] == batches
+    outbox.delete([batches[0].id])
+    outbox.drop_oldest(1)
+    assert all(loss.last <= 200 for loss in outbox.dropped())
+
+
+def test_an_account_that_cannot_be_is_made_anew_of_what_is_found_at_the_next_start(tmp_path):
+    _, box = file_outbox(tmp_path)
+    batches = fill(box, 5, 20)
+    box.transaction([("UPDATE stream SET last_seq = 1 << 62", ())])
+    box.close()
+    box.create(7)
+    assert box.streams() == [Produced(5, 200, 1)]
+    assert box.read(0, 10**9, 100) == batches
+    assert box.backlog() == Backlog(20, 200, 20_000)
+    box.close()
+
+
+def test_a_stream_that_has_batches_is_not_forgotten_whatever_is_asked(outbox):
+    fill(outbox, 5, 3)
+    outbox.start_stream(6)
+    outbox.forget_stream(Produced(5, 30, 0))
+    assert outbox.streams() == [Produced(5, 30, 1), Produced(6, 0, 0)]
+    assert outbox.backlog() == Backlog(3, 30, 3000)
+
+
+def test_starts_without_a_reading_leave_nothing_and_many_streams_are_reported_in_turn(outbox):
+    for stream in range(10, 60):
+        outbox.start_stream(stream)
+    assert outbox.streams() == [Produced(59, 0, 0)]
+    rows = [("INSERT INTO stream VALUES (?, ?, 10, 1, 10)", (1000 + n, 1 + n)) for n in range(1500)]
+    outbox.transaction(rows)
+    reported = outbox.streams()
+    assert len(reported) == 1000
+    assert reported[0].stream in (59, 1000) and reported[-1].stream == 2499
 
 
 def test_one_outbox_serves_one_client_at_a_time(outbox, settings):
@@ -334,7 +457,7 @@ def test_damaged_accounts_are_made_anew_of_what_is_found(tmp_path):
     assert box.backlog() == Backlog(170, 1700, 70 * 3000 + 100 * 500)
     assert box.streams() == [Produced(5, 1000, 301), Produced(6, 1000, 1)]
     assert box.start_stream(9) == batches[-1].id + 1
-    assert box.days().of(batches[-1].id + 1) == DAY
+    assert box.days().of(batches[-1].id) == DAY
     box.close()
 
 

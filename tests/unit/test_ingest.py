@@ -151,7 +151,7 @@ def test_an_error_of_ours_over_a_message_rejects_that_message(ingest, monkeypatc
 
 def test_look_ups_are_cut_where_a_statement_would_grow_too_long():
     class Recorder(Store):
-        insert = stream = close = None
+        insert = stream = close = drop = None
 
         def __init__(self):
             self.database, self.statements = "d", []

@@ -165,6 +165,8 @@ class Link:
             self.model.network.append(Message(topic, payload, content_type, sent))
             if topic == topics.data(CLIENT):
                 name = sent["stream"], sent["first_seq"]
+                if name not in self.model.published and int(sent["stream"]) == self.model.stream:
+                    assert sent["day"] == str(self.model.client.heard_date), "the day of an earlier connection"
                 assert self.model.published.setdefault(name, sent["day"]) == sent["day"], "published under two days"
                 assert sent["attempt"] != "0" or name not in self.model.attempted, "a second first attempt"
                 self.model.attempted.add(name)
