@@ -36,7 +36,7 @@ class ErrorGroup(click.Group):
         try:
             return super().invoke(ctx)
         except SkywaveError as error:
-            say(f"Error: {config.masked(str(error))}", err=True)
+            say(f"Error: {mask(str(error))}", err=True)
             if error.hint:
                 say(*(f"  {line}" for line in error.hint.split("\n")), err=True)
             ctx.exit(error.exit_code)

@@ -17,7 +17,7 @@ SHORTEST = 4
 
 _VALUE = r"""\"{3}.*?\"{3}|'{3}.*?'{3}|\\*"(?:\\.|[^"\\\n])*"|\\*'(?:\\.|[^'\\\n])*'|[^\s"',;&\\<>]+"""
 _NAMED = re.compile(
-    r"""([\w.-]*(?:password|passwd|passphrase|pwd|secret|token|api[_-]?key|access[_-]?key)\b\\*["']?\s*[=:]\s*)"""
+    r"""((?<![\w.-])[\w.-]*(?:password|passwd|passphrase|pwd|secret|token|api[_-]?key|access[_-]?key)\b\\*["']?\s*[=:]\s*)"""
     rf"({_VALUE})",
     re.IGNORECASE | re.DOTALL,
 )
