@@ -17,7 +17,7 @@ BIN := $(VENV)/bin
 SOURCES := pyproject.toml $(shell find skywave archive -name '*.py')
 FAULTS ?= 1000
 ROWS ?= 100000000
-PACKAGES := mosquitto postgresql-15 clickhouse-server maven zookeeper systemd libfaketime
+PACKAGES := mosquitto postgresql-15 clickhouse-server maven zookeeper systemd libfaketime prometheus
 
 BENCH_PACKAGES = $(BIN)/pip install --quiet --disable-pip-version-check -r bench/requirements.txt
 

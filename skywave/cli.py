@@ -15,6 +15,7 @@ import click
 
 from . import __version__, config
 from .errors import EXIT_SOFTWARE, EXIT_TRY_LATER, EXIT_USAGE, ConfigError, SkywaveError
+from .masking import mask
 from .service import Signals, Worker, run_until_signal, setup_logging
 from .visible import say, say_document, say_json, visible
 
@@ -230,13 +231,15 @@ def fleet_check(path: str, ledger: Path, as_json: bool) -> None:
 @click.option("--watch", is_flag=True, help="Show it live until Ctrl-C.")
 @json_option
 def status(path: str | None, url: str | None, watch: bool, as_json: bool) -> None:
-    """Show the progress of a running client or server.
+    """Show the progress of a running client or server, and what is wrong with it.
 
-    Exit code 0 if it is connected and delivers, 1 if not, 75 if it does not run.
+    Exit code 0 if all is well, 1 if not (the doctor finds the same), 75 if it does not run.
     """
     from rich.console import Console
 
     from . import view
+    from .asking import fetch_status
+    from .care.findings import judge, wrong
 
     if (path is None) == (url is None):
         raise click.UsageError("give either --config or --url")
@@ -248,12 +251,12 @@ def status(path: str | None, url: str | None, watch: bool, as_json: bool) -> Non
     if watch:
         view.watch(url, Console())
         return
-    snapshot = view.fetch_status(url)
+    snapshot = fetch_status(url)
     if as_json:
         say_json(snapshot)
     else:
         Console().print(view.status_panel(snapshot))
-    sys.exit(0 if snapshot["connected"] and snapshot["accepting"] else 1)
+    sys.exit(1 if wrong(judge(snapshot)) else 0)
 
 
 def _numbers(_: click.Context, __: click.Parameter, words: tuple[str, ...]) -> tuple[What, ...]:
@@ -315,7 +318,7 @@ def audit(
 
 
 def _account(settings: config.Server, client_id: int | None) -> dict[str, Any]:
-    from . import view
+    from .asking import fetch
     from .audit import audit_shards
     from .errors import StoreUnavailable
 
@@ -324,7 +327,7 @@ def _account(settings: config.Server, client_id: int | None) -> dict[str, Any]:
     except StoreUnavailable:
         if settings.store.kind != "embedded" or not settings.http.port:
             raise
-        return view.fetch(f"{settings.http.url}/audit", 600)
+        return fetch(f"{settings.http.url}/audit", 600)
 
 
 def _show_account(document: dict[str, Any], as_json: bool) -> None:
@@ -454,13 +457,14 @@ def doctor(path: str | None, wait: float, services: bool, as_json: bool) -> None
 
     from . import view
     from .care.doctor import wait_until_well
+    from .care.findings import wrong
 
     findings = [finding for file in _installed(path) for finding in wait_until_well(file, wait, services)]
     if as_json:
         say_json([finding._asdict() for finding in findings])
     else:
         Console().print(view.findings_table(findings))
-    sys.exit(0 if all(finding.ok for finding in findings) else 1)
+    sys.exit(1 if wrong(findings) else 0)
 
 
 @main.command("gate")
@@ -513,7 +517,7 @@ def certificates() -> None:
 )
 @click.option("--days", default=14, show_default=True, help="Fail if one expires within as many days.")
 def certificates_take(folder: Path, days: int) -> None:
-    """Put the files of FOLDER/next in place if the broker accepts them, restart what uses them, and go back if a service
+    """Put the files of FOLDER/next in place if the brokers accept them, restart what uses them, and go back if a service
     does not come back. Then look when the certificates in use expire.
     """
     from .care.certificates import CertificateError, expiries, take
@@ -580,7 +584,8 @@ def rejected_list(path: str, client_id: int | None, limit: int, as_json: bool) -
     from . import view
     from .server import rejected as rejects
 
-    rows = rejects.find(_stores(config.load(path, config.Server)), client_id, limit)
+    with _opened(config.load(path, config.Server)) as stores:
+        rows = rejects.find(stores, client_id, limit)
     if as_json:
         say_json(rows)
     else:
@@ -619,7 +624,8 @@ def rejected_show(
     """Show one rejected message. SHA256 may be cut short as long as it is unambiguous."""
     from .server import rejected as rejects
 
-    row = rejects.get(_stores(config.load(path, config.Server)), sha256, client_id, batch)
+    with _opened(config.load(path, config.Server)) as stores:
+        row = rejects.get(stores, sha256, client_id, batch)
     if raw:
         sys.stdout.buffer.write(row.payload)
         return
@@ -641,7 +647,8 @@ def rejected_replay(path: str, sha256: str, client_id: int | None, batch: tuple[
     from .server import rejected as rejects
 
     settings = config.load(path, config.Server)
-    stored = rejects.replay(_stores(settings), settings, sha256, client_id, batch)
+    with _opened(settings) as stores:
+        stored = rejects.replay(stores, settings, sha256, client_id, batch)
     say(f"stored {stored} readings" if stored else "it was stored already")
 
 
@@ -661,8 +668,8 @@ def config_check(file: str) -> None:
 @config_group.command("show")
 @click.argument("file", type=click.Path(dir_okay=False))
 def config_show(file: str) -> None:
-    """Print FILE with every setting, its default and its documentation."""
-    say_document(config.show(_settings(file)))
+    """Print FILE with every setting, its default and its documentation; what looks like a secret is masked."""
+    say_document(mask(config.show(_settings(file))))
 
 
 def _settings(file: str) -> Any:

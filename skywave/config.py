@@ -19,6 +19,7 @@ import socket
 import tomllib
 import types
 import typing
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
@@ -103,8 +104,9 @@ class Http:
 
     @property
     def url(self) -> str:
-        """Where to ask it."""
-        return f"http://{f'[{self.host}]' if ':' in self.host else self.host}:{self.port}"
+        """Where to ask it from this host."""
+        host = {"0.0.0.0": "127.0.0.1", "::": "::1", "": "127.0.0.1"}.get(self.host, self.host)
+        return f"http://[{host}]:{self.port}" if ":" in host else f"http://{host}:{self.port}"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -366,6 +368,20 @@ def located(path: str, file: Path, leads_to: str = DATA) -> str:
     if file.parent == INSTALLED:
         return str(STATE.format(file.stem) / Path(path))
     return str(Path(os.environ.get("STATE_DIRECTORY", "").split(":")[0] or file.parent, path))
+
+
+def secret_files(path: str | Path) -> list[str]:
+    """The files of passwords that the settings of a configuration name; raises ``ConfigError``."""
+    file = Path(path).absolute()
+
+    def named(table: dict[str, Any]) -> Iterator[str]:
+        for key, value in table.items():
+            if isinstance(value, dict):
+                yield from named(value)
+            elif key.endswith("password_file") and isinstance(value, str):
+                yield located(value, file, CREDENTIAL)
+
+    return list(named(_read(path)))
 
 
 def _read(path: str | Path) -> dict[str, Any]:

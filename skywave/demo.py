@@ -31,10 +31,10 @@ from rich.table import Table
 from rich.text import Text
 
 from . import config
+from .asking import NotRunning, fetch_status
 from .emulator.sensor import KINDS, read_ledger
 from .errors import SkywaveError
 from .service import Signals
-from .view import NotRunning, fetch_status
 from .visible import say, say_json
 
 CLIENT_ID = 1

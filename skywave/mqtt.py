@@ -109,6 +109,8 @@ class Refused:
 
     code: int
     words: str
+    sent: bool = True
+    """False if it was not even sent, because of what the broker had said before."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -163,7 +165,7 @@ class Link:
         self._too_large = (0, float("-inf"))  # bytes that the broker refused, and when
         self._refused_at: dict[str, float] = {}
         self._socket: _BufferedSocket | None = None
-        self._rivals = 0  # connections in a row that another client of this name ended, or may have
+        self._rivals: dict[str, int] = {}  # by broker: connections in a row that another client ended, or may have
         self._lines: deque[float] = deque(maxlen=LOG_LINES)
         self._stopping = threading.Event()
         self.refusals: dict[str, str] = {}
@@ -259,7 +261,7 @@ class Link:
         if words := self._is_too_large(topic, payload, props):
             self._refusal(f"publish {topic}", f"the broker takes no large messages on {topic}: {words}")
             if on_refused:
-                on_refused(Refused(PACKET_TOO_LARGE, words))
+                on_refused(Refused(PACKET_TOO_LARGE, words, sent=False))
             return lambda: True
         said = client.publish(topic, payload, qos, retain, props)
         if said.rc != paho.MQTT_ERR_SUCCESS or not qos:
@@ -326,10 +328,8 @@ class Link:
             self._at = (self._at + 1) % len(self._brokers)
             self._settings = self._brokers[self._at]
             held = time.monotonic() - self.connected_at if self.connected_at else 0.0
-            if "client id" in self.refusals:
-                pause = min(
-                    2.0 ** min(self._rivals, 10), RIVAL_PAUSE_MAX_S
-                )  # or the two would end each other's sessions for ever
+            if "client id" in self.refusals:  # or the two would end each other's sessions for ever
+                pause = min(2.0 ** min(max(self._rivals.values(), default=0), 10), RIVAL_PAUSE_MAX_S)
             else:
                 pause = 0.1 if held > STEADY_S else min(pause * 2, RECONNECT_MAX_S)
             self._stopping.wait(pause * random.uniform(0.5, 1.0))
@@ -513,7 +513,7 @@ class Link:
 
     def _went_down(self, why: Disconnected, abrupt: bool = False) -> None:
         if not self.connected:
-            self._rivals = 0
+            self._rivals.pop(self.address, None)
             if not (self.last_error.startswith(_REFUSED) or self._stopping.is_set()):
                 self._note(f"{self.address}: {why.reason}")
             return
@@ -523,10 +523,9 @@ class Link:
         if abrupt and any(at >= self.connected_at for at in list(self._refused_at.values())):
             abrupt = False  # Mosquitto 2.0 ends a connection on which it has refused a message
             why = replace(why, reason=f"{why.reason}, after it refused something")
-        if time.monotonic() - self.connected_at > REFUSAL_HOLDS_S:
-            self._rivals = 0
-        self._rivals = self._rivals + 1 if taken_over or (abrupt and not wanted) else 0
-        if taken_over or self._rivals >= MANY_RIVALS:
+        before = self._rivals.get(self.address, 0) if time.monotonic() - self.connected_at < REFUSAL_HOLDS_S else 0
+        self._rivals[self.address] = rivals = before + 1 if taken_over or (abrupt and not wanted) else 0
+        if taken_over or rivals >= MANY_RIVALS:
             named = f"another client named {self._client_id}"
             self.last_error = (
                 f"{named} is connected to the broker: {why.reason}" if taken_over else
@@ -750,12 +749,18 @@ vars(_packet).update(Properties=_PublishProperties, ReasonCode=_ReasonCode)
 
 
 def tls_context(settings: config.Mqtt) -> ssl.SSLContext:
-    """A client's TLS 1.2+ context that verifies the peer against ``ca_file`` alone; raises ``CredentialError``."""
+    """A client's TLS 1.2+ context that verifies the peer against ``ca_file`` alone; raises ``CredentialError``.
+
+    ``ca_file`` may hold the revocation list of each of its authorities too; a peer that one names is refused then.
+    """
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     context.minimum_version = ssl.TLSVersion.TLSv1_2
     files = [config.credential(file) for file in (settings.ca_file, settings.cert_file, settings.key_file)]
     try:
         context.load_verify_locations(files[0])
+        trusted = context.cert_store_stats()
+        if 0 < trusted["x509_ca"] <= trusted["crl"]:  # else peers of an authority without a list would all be refused
+            context.verify_flags |= ssl.VERIFY_CRL_CHECK_LEAF
         if files[1]:
             context.load_cert_chain(files[1], files[2] or None)
     except OSError as error:  # ssl.SSLError is one
@@ -775,3 +780,40 @@ def _tune_socket(sock: Any) -> None:
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPCNT, 3)
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, 30_000)
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+
+
+def try_session(settings: config.Mqtt, client_id: str, wanted: Sequence[str], seconds: float) -> str:
+    """Connects as ``client_id``, subscribes and leaves; "" or what the broker refuses and why. Ends the session that has this
+    name, if there is one. Raises ``OSError`` and ``ConfigError``."""
+    said: list[str] = []
+    done = threading.Event()
+
+    def connected(client: paho.Client, _data: Any, _flags: Any, reason: Any, _properties: Any) -> None:
+        if reason.is_failure:
+            tell(f"refuses the connection: {reason}")
+        else:
+            client.subscribe([(topic, SubscribeOptions(qos=1)) for topic in wanted])
+
+    def subscribed(_client: paho.Client, _data: Any, _mid: int, reasons: Any, _properties: Any) -> None:
+        refused = [f"{topic}: {reason}" for topic, reason in zip(wanted, reasons, strict=False) if reason.is_failure]
+        tell(*(f"refuses the subscription of {each}" for each in refused))
+
+    def tell(*words: str) -> None:
+        if not done.is_set():
+            said.extend(words)
+            done.set()
+
+    client = paho.Client(CallbackAPIVersion.VERSION2, client_id, protocol=paho.MQTTv5, reconnect_on_failure=False)
+    client.on_connect, client.on_subscribe = connected, subscribed
+    client.on_disconnect = lambda _client, _data, _flags, reason, _properties: tell(f"ends the connection: {reason}")
+    if settings.username:
+        client.username_pw_set(settings.username, config.secret(settings.password_file) or None)
+    if settings.ca_file:
+        client.tls_set_context(tls_context(settings))
+    client.connect(settings.host, settings.port, clean_start=True)
+    client.loop_start()
+    if not done.wait(seconds):
+        tell("does not answer")
+    client.disconnect()
+    client.loop_stop()
+    return "; ".join(said)

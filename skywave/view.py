@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import json
 import time
-import urllib.error
-import urllib.request
 from collections.abc import Sequence
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Any
+from itertools import islice
+from typing import Any
 
 from rich import box
 from rich.console import Console, Group, RenderableType
@@ -17,11 +15,12 @@ from rich.panel import Panel
 from rich.table import Table
 from rich.text import Text
 
-from .errors import SkywaveError
+from .asking import NotRunning, fetch_status
+from .care.findings import Finding, judge, wrong
 from .visible import visible
 
-if TYPE_CHECKING:
-    from .care.doctor import Finding
+MAX_ROWS = 1000
+"""Of streams and of missing ranges on a terminal."""
 
 
 class Sheet(Table):
@@ -35,31 +34,6 @@ class Sheet(Table):
 def shown(value: object, style: str = "") -> Text:
     """Text, whoever wrote it, for a table, a panel or its title. Rich reads markup and passes control characters on."""
     return Text(visible(value), style)
-
-
-class NotRunning(SkywaveError):
-    """No figures can be had, because the process does not run or shows none."""
-
-    exit_code = 75
-
-
-def fetch_status(url: str) -> dict[str, Any]:
-    """The snapshot of a running client or server; raises ``NotRunning``."""
-    status = fetch(f"{url.rstrip('/')}/status")
-    if not isinstance(status, dict) or status.get("kind") not in ("client", "server"):
-        raise NotRunning(f"{url} answers, but is no Skywave client or server", "Check http.port.")
-    return status
-
-
-def fetch(url: str, timeout: float = 5) -> dict[str, Any]:
-    """A JSON document of a running client or server; raises ``NotRunning``."""
-    try:
-        with urllib.request.urlopen(url, timeout=timeout) as answer:
-            document: dict[str, Any] = json.load(answer)
-            return document
-    except (OSError, ValueError) as error:
-        reason = error.reason if isinstance(error, urllib.error.URLError) else error
-        raise NotRunning(f"{url}: {reason}", "Start it, or set http.port in its configuration.") from error
 
 
 def watch(url: str, console: Console, interval: float = 1.0) -> None:
@@ -99,7 +73,7 @@ def _client_panel(s: dict[str, Any]) -> RenderableType:
         )
     labels = " ".join(f"{key}={value}" for key, value in s["labels"].items())
     title = f"client {s['client_id']} {labels}  v{s['version']}  up {_seconds(s['uptime_s'])}"
-    return Panel(Group(facts, *_held_up(s), sensors), title=shown(title), title_align="left")
+    return Panel(Group(*_verdict(s), facts, sensors), title=shown(title), title_align="left")
 
 
 def _server_panel(s: dict[str, Any]) -> RenderableType:
@@ -119,32 +93,42 @@ def _server_panel(s: dict[str, Any]) -> RenderableType:
         state = _state(c["online"], "online", "offline")
         clients.add_row(client_id, state, c["host"], labels, backlog, _seconds(c["oldest_unacked_s"]))
     title = f"server {s['name']}  v{s['version']}  up {_seconds(s['uptime_s'])}"
-    return Panel(Group(facts, *_held_up(s), clients), title=shown(title), title_align="left")
+    return Panel(Group(*_verdict(s), facts, clients), title=shown(title), title_align="left")
 
 
-def _held_up(s: dict[str, Any]) -> list[Text]:
-    return [shown(f"{held['why']}, for {_seconds(held['for_s'])}", "red") for held in s.get("stalls", {}).values()]
+def _verdict(s: dict[str, Any]) -> list[Text]:
+    """The first lines: that all is well, or what is not and what to do."""
+    bad = wrong(judge(s))
+    if not bad:
+        return [Text("all is well", "green")]
+    return [Text.assemble(shown(f"{check}: {found}", "red"), "\n  ", shown(advice)) for check, _, found, advice in bad]
 
 
 def audit_table(account: dict[str, Any]) -> RenderableType:
-    """The account as a table, its verdict and the missing ranges."""
+    """The account as a table, its verdict and the missing ranges. Of very many streams those come first that are not clean."""
+    streams = account["streams"]
+    if len(streams) > MAX_ROWS:
+        streams = sorted(streams, key=lambda s: not (s["missing"] or s["doubled"]))[:MAX_ROWS]
     rare = tuple(name for name in ("rejected", "expired", "dropped", "accepted") if account.get(name))
     names = ("produced", "stored", "pending", *rare, "missing", "doubled")
     table = Sheet("client", "stream", *names, "oldest", box=box.SIMPLE_HEAD, pad_edge=False)
     for column in table.columns[2:]:
         column.justify = "right"
-    for s in account["streams"]:
+    for s in streams:
         cells = [shown(f"{s[name]:,}", "bold red" if name in names[-2:] and s[name] else "") for name in names]
         table.add_row(str(s["client_id"]), f"{s['stream'][:6]}…", *cells, _seconds(s["oldest_unacked_s"] or None))
     totals = [f"{account[name]:,}" for name in names]
     table.add_section()
     table.add_row("all", "", *totals, _seconds(account["oldest_unacked_s"] or None), style="bold")
     lines: list[RenderableType] = [table]
-    for s in account["streams"]:
-        for first, last in s["missing_ranges"][:20]:
-            lines.append(
-                shown(f"missing: client {s['client_id']} stream {s['stream']} readings {first} to {last}", "red")
-            )
+    lost = (
+        f"missing: client {s['client_id']} stream {s['stream']} readings {first} to {last}"
+        for s in streams
+        for first, last in s["missing_ranges"][:20]
+    )
+    lines += [shown(line, "red") for line in islice(lost, MAX_ROWS)]
+    if hidden := len(account["streams"]) - len(streams):
+        lines.append(shown(f"{hidden:,} more streams are not shown; --json has them all"))
     if account["foreign"]:
         lines.append(shown(f"{account['foreign']:,} readings of devices that keep no account (plain JSON)"))
     verdict = "nothing missing, nothing doubled" if account["clean"] else "readings are missing or doubled"

@@ -26,7 +26,7 @@ $sudo apt-get update -qq
 # shellcheck disable=SC2086
 $sudo env DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends $missing >/dev/null
 if [ -d /run/systemd/system ]; then
-    for unit in mosquitto postgresql clickhouse-server influxdb; do
+    for unit in mosquitto postgresql clickhouse-server influxdb prometheus; do
         case "$missing" in *"$unit"*) $sudo systemctl disable --now "$unit" >/dev/null 2>&1 || true ;; esac
     done
 fi

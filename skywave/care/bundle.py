@@ -1,22 +1,23 @@
 """A debug bundle: what to look at when something is wrong, from a list of what may leave the host. No secret is on it.
 
-Configurations hold no secrets (they name files that do), and of the environment, the credentials' folder and the
-databases nothing is taken.
+Configurations should hold no secrets (they name files that do), and of the environment, the credentials' folder and the
+databases nothing is taken. One that stands in a configuration or a log all the same is masked.
 """
 
 from __future__ import annotations
 
+import contextlib
 import io
 import json
 import shutil
 import subprocess
 import tarfile
 import time
-import urllib.request
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from .. import __version__, config
+from .. import __version__, config, masking
+from ..asking import NotRunning, fetch_bytes
 from ..errors import ConfigError
 from .doctor import examine
 
@@ -38,9 +39,11 @@ COMMANDS = {
 def write_bundle(target: Path, configurations: list[Path]) -> list[str]:
     """Writes a .tar.gz readable by its owner alone; the names in it."""
     names = []
+    known = _secrets(configurations)
     target.touch(mode=0o600)
     with tarfile.open(target, "w:gz") as archive:
-        for name, content in _contents(configurations):
+        for name, found in _contents(configurations):
+            content = masking.mask(found.decode("utf-8", "replace"), known).encode()
             entry = tarfile.TarInfo(f"skywave-bundle/{name}")
             entry.size, entry.mtime, entry.mode = len(content), int(time.time()), 0o600
             archive.addfile(entry, io.BytesIO(content))
@@ -65,6 +68,19 @@ def _contents(configurations: list[Path]) -> Iterator[tuple[str, bytes]]:
         yield name, _run(command)
 
 
+def _secrets(configurations: Sequence[Path]) -> set[str]:
+    """The secrets of this host that can be known: what the files hold that configurations name, and what stands in these."""
+    known = set()
+    for path in configurations:
+        with contextlib.suppress(OSError):
+            known |= masking.found(path.read_text(encoding="utf-8", errors="replace"))
+        with contextlib.suppress(ConfigError):
+            for file in config.secret_files(path):
+                with contextlib.suppress(ConfigError):
+                    known.add(config.secret(file))
+    return known
+
+
 def _run(command: list[str]) -> bytes:
     if not shutil.which(command[0]):
         return f"{command[0]} is not here\n".encode()
@@ -73,8 +89,6 @@ def _run(command: list[str]) -> bytes:
 
 def _fetch(url: str) -> bytes:
     try:
-        with urllib.request.urlopen(url, timeout=5) as answer:
-            body: bytes = answer.read()
-            return body
-    except OSError as error:
+        return fetch_bytes(url)
+    except NotRunning as error:
         return f"{error}\n".encode()

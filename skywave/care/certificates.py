@@ -1,16 +1,14 @@
 """Certificates on a host: when they expire, and taking new ones without a visit when the new ones turn out wrong.
 
 A service's key and certificate stand in one PEM file, so that one rename changes both. New files wait in the folder
-``next`` beside those in use; ``take`` has the broker try them, puts them in place, restarts the services, and goes back
-if a service does not come back to the broker.
+``next`` beside those in use; ``take`` has every broker try them, puts them in place, restarts the services, and goes back
+if a service is worse off with them.
 """
 
 from __future__ import annotations
 
 import os
 import shutil
-import socket
-import ssl
 import subprocess
 import time
 from collections.abc import Iterator, Sequence
@@ -19,13 +17,13 @@ from pathlib import Path
 from typing import NamedTuple
 
 from .. import config
+from ..asking import NotRunning, fetch_status
 from ..errors import ConfigError, SkywaveError
-from ..mqtt import tls_context
-from ..view import NotRunning, fetch_status
+from .broker import reachable, shake_hands
 
-PROBE_S = 10.0
-REFUSAL_S = 2.0
 BACK_WITHIN_S = 60.0
+STEADY_S = 20.0
+"""How long a service that says nothing of its session must run: longer than it takes to say that it has no broker."""
 
 
 class CertificateError(SkywaveError):
@@ -61,32 +59,12 @@ def expiries(files: Sequence[str | Path]) -> Iterator[Expiry]:
             yield Expiry(str(file), certificate.subject.rfc4514_string(), not_after)
 
 
-def shake_hands(mqtt: config.Mqtt) -> str:
-    """Connects to the broker as far as TLS goes: nothing, or why the broker or this host refuses the other.
-
-    No MQTT session is opened, because a second one of the same name would end the running service's.
-    """
-    address = f"{mqtt.host}:{mqtt.port}"
-    try:
-        with socket.create_connection((mqtt.host, mqtt.port), PROBE_S) as raw:
-            if not mqtt.ca_file:
-                return ""
-            with tls_context(mqtt).wrap_socket(raw, server_hostname=mqtt.host) as tls:
-                tls.settimeout(REFUSAL_S)  # in TLS 1.3 the peer's opinion of a certificate comes after the handshake
-                return "" if tls.recv(1) else f"{address} closed the connection"
-    except ssl.SSLError as error:
-        return f"{address}: {error.reason or error}"
-    except TimeoutError as error:
-        return "" if str(error) == "The read operation timed out" else f"{address}: {error or 'timed out'}"
-    except (OSError, ConfigError) as error:
-        return f"{address}: {error}"
-
-
 def take(folder: Path, services: dict[str, config.Client | config.Server]) -> list[str]:
-    """Puts the files of ``folder/next`` in place if the broker accepts every service that uses them; their names.
+    """Puts the files of ``folder/next`` in place if the brokers accept every service that uses them; their names.
 
-    ``services`` are the units' settings by unit name. Raises ``CertificateError`` when the new files are refused (the
-    old ones stay in use, the new ones stay in ``next``) and when a service does not come back with them.
+    ``services`` are the units' settings by unit name. Raises ``CertificateError`` when a broker refuses the new files, or
+    none is there to try them (the old ones stay in use, the new ones stay in ``next``), and when a service does not come
+    back with them.
     """
     new = folder / "next"
     names = sorted(path.name for path in new.iterdir() if path.is_file()) if new.is_dir() else []
@@ -97,7 +75,7 @@ def take(folder: Path, services: dict[str, config.Client | config.Server]) -> li
     try:
         os.environ["CREDENTIALS_DIRECTORY"] = str(trial)
         for unit, settings in services.items():
-            if refusal := shake_hands(settings.mqtt):
+            if refusal := _refusal(settings.mqtt):
                 raise CertificateError(f"{unit}: the new certificates do not work: {refusal}", "The old ones stay.")
     finally:
         os.environ["CREDENTIALS_DIRECTORY"] = str(folder)
@@ -105,16 +83,25 @@ def take(folder: Path, services: dict[str, config.Client | config.Server]) -> li
     _copy([folder / name for name in names if (folder / name).exists()], old)
     _put([new / name for name in names], folder)
     for unit, settings in services.items():
-        if not _restarted(unit, settings):
+        if not _good_after_restart(unit, settings):
             _put([path for path in old.iterdir() if path.is_file()], folder)
             _systemctl("try-restart", *services)
             raise CertificateError(
-                f"{unit}: did not come back to the broker within {BACK_WITHIN_S:.0f} s with the new certificates",
+                f"{unit}: did not come back to a broker within {BACK_WITHIN_S:.0f} s with the new certificates",
                 "The old ones are in use again; the new ones stay in next/.",
             )
     shutil.rmtree(new)
     shutil.rmtree(old)
     return names
+
+
+def _refusal(mqtt: config.Mqtt) -> str:
+    """Why the certificates in ``$CREDENTIALS_DIRECTORY`` are not to be taken; a broker that is away says nothing of them."""
+    answers = {broker: shake_hands(broker) for broker in mqtt.brokers()}
+    refused = {broker: answer for broker, answer in answers.items() if answer}
+    away = [broker for broker in refused if not reachable(broker)]
+    said = away if len(away) == len(answers) else refused.keys() - away
+    return "; ".join(refused[broker] for broker in said)
 
 
 def _copy(files: Sequence[Path], folder: Path) -> None:
@@ -124,28 +111,58 @@ def _copy(files: Sequence[Path], folder: Path) -> None:
 
 
 def _put(files: Sequence[Path], folder: Path) -> None:
-    """Copies the files, each appearing whole."""
+    """Copies the files, each appearing whole and surviving a power cut."""
     for file in files:
         temporary = folder / f".{file.name}"
         temporary.touch(mode=0o600)
-        temporary.write_bytes(file.read_bytes())
+        with temporary.open("wb") as copy:
+            copy.write(file.read_bytes())
+            copy.flush()
+            os.fsync(copy.fileno())
         temporary.replace(folder / file.name)
+    directory = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(directory)
+    finally:
+        os.close(directory)
 
 
-def _restarted(unit: str, settings: config.Client | config.Server) -> bool:
-    """True once the unit, if it runs, is back at the broker."""
+def _good_after_restart(unit: str, settings: config.Client | config.Server) -> bool:
+    """Whether the unit, if it runs, is as well with the new certificates as it was before.
+
+    One that says that it has a session has to get it again. One that says nothing (it shows no figures) or had none (its
+    store is away) is judged by systemd: it starts, goes on running, and does not complain of its brokers.
+    """
     if _systemctl("is-active", "--quiet", unit):
         return True
-    _systemctl("restart", unit)
-    until = time.monotonic() + BACK_WITHIN_S
+    had_session = _has_session(settings)
+    if _systemctl("restart", unit):
+        return False
+    until = time.monotonic() + (BACK_WITHIN_S if had_session else min(STEADY_S, BACK_WITHIN_S))
     while time.monotonic() < until:
-        try:
-            if fetch_status(settings.http.url)["connected"]:
-                return True
-        except NotRunning:
-            pass
+        if had_session and _has_session(settings):
+            return True
+        if not had_session and _systemctl("is-active", "--quiet", unit):
+            return False
         time.sleep(0.5)
-    return False
+    return not had_session and "no broker" not in _status_text(unit)
+
+
+def _has_session(settings: config.Client | config.Server) -> bool:
+    if not settings.http.port:
+        return False
+    try:
+        return bool(fetch_status(settings.http.url)["connected"])
+    except NotRunning:
+        return False
+
+
+def _status_text(unit: str) -> str:
+    """The line that the service last gave systemd, which begins with what holds it up."""
+    command = ["systemctl", "show", "--property=StatusText", "--value", unit]
+    return (
+        subprocess.run(command, capture_output=True, text=True, check=False).stdout if shutil.which("systemctl") else ""
+    )
 
 
 def _systemctl(*arguments: str) -> int:

@@ -1,7 +1,7 @@
-"""What is wrong with this host, and what to do about it.
+"""What is wrong with this host, and what to do about it: the findings on its running service, and what only the host shows.
 
 A running service is asked, not disturbed: a second MQTT session of its name would end its own, and a second hand on its
-outbox would have to be its user's.
+outbox would have to be its user's. One that is not at the broker is stood in for: the broker is asked with its credentials.
 """
 
 from __future__ import annotations
@@ -12,28 +12,21 @@ import time
 from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
-from .. import config
+from .. import config, topics
+from ..asking import NotRunning, fetch_status
 from ..errors import ConfigError, SkywaveError, StoreError
 from ..messages import EARLIEST
-from ..view import NotRunning, fetch_status
-from .certificates import expiries, shake_hands
+from .broker import open_session, shake_hands
+from .certificates import expiries
+from .findings import Finding, judge, wrong
+from .host import firewall, restarts, unmounted
 
 if TYPE_CHECKING:
     from ..server.store import Store
 
 ENOUGH_DAYS = 14
-LATE_S = 120.0
-
-
-class Finding(NamedTuple):
-    """One check: ``advice`` says what to do when it is not ``ok``."""
-
-    check: str
-    ok: bool
-    found: str
-    advice: str = ""
 
 
 def examine(path: str | Path, services: bool = False) -> list[Finding]:
@@ -45,20 +38,18 @@ def examine(path: str | Path, services: bool = False) -> list[Finding]:
         settings = config.load_any(path)
     except ConfigError as error:
         return [Finding("configuration", False, str(error), error.hint)]
-    findings = [Finding("configuration", True, f"{path} is valid"), _clock()]
+    findings = [Finding("configuration", True, f"{path} is valid"), _clock(), *firewall()]
     findings += _certificates(settings.mqtt)
     status, running = _running(settings)
     findings.append(running)
-    for broker in settings.mqtt.brokers():
-        refusal = shake_hands(broker)
-        findings.append(
-            Finding("broker", not refusal, refusal or f"{broker.host}:{broker.port} answers",
-                    "Check the broker, the way to it, and that both sides' certificates come from the same authority.")
-        )  # fmt: skip
+    findings += restarts(_unit(settings)) if Path(path).absolute().parent == config.INSTALLED else []
+    findings += [_broker(settings, broker, status) for broker in settings.mqtt.brokers()]
     if isinstance(settings, config.Client):
-        findings += _client(settings, status)
-    else:
-        findings += _server(settings, status, services)
+        findings += _disk(settings.outbox)
+    findings += judge(status) if status else []
+    # An embedded store can be opened by the running server alone.
+    if isinstance(settings, config.Server) and settings.store.kind != "embedded":
+        findings += _store(settings.store, services)
     return findings
 
 
@@ -70,7 +61,7 @@ def _archive(path: str | Path, services: bool) -> list[Finding]:
     advice = "skywave-archive check says the same; see docs/archive.md."
     settings = load(str(path))
     found = [] if services else check(settings)
-    findings = [Finding("configuration", True, f"{path} is valid"), _clock()]
+    findings = [Finding("configuration", True, f"{path} is valid"), _clock(), *firewall()]
     return findings + [Finding(f"archive: {item.name}", item.good, item.detail, advice) for item in found]
 
 
@@ -89,7 +80,7 @@ def _clock() -> Finding:
 
 def _certificates(mqtt: config.Mqtt) -> Iterator[Finding]:
     if not mqtt.ca_file:
-        local = mqtt.host in ("127.0.0.1", "::1", "localhost")
+        local = all(broker.host in ("127.0.0.1", "::1", "localhost") for broker in mqtt.brokers())
         yield Finding("tls", local, "plain MQTT", "Set mqtt.ca_file: whoever hears the network reads and sends.")
         return
     try:
@@ -102,87 +93,56 @@ def _certificates(mqtt: config.Mqtt) -> Iterator[Finding]:
     yield Finding("tls", soonest.days > ENOUGH_DAYS, found, "Run the playbook rotate-certs.yml.")
 
 
-def _running(settings: config.Client | config.Server) -> tuple[dict[str, Any], Finding]:
+def _unit(settings: config.Client | config.Server) -> str:
+    return f"skywave-{'client' if isinstance(settings, config.Client) else 'server'}"
+
+
+def _running(settings: config.Client | config.Server) -> tuple[dict[str, Any] | None, Finding]:
+    """The service's snapshot: empty if it does not run, None if nobody knows."""
     if not settings.http.port:
-        return {}, Finding("service", False, "http.port is 0", "Set http.port, so that the service can be asked.")
-    unit = f"skywave-{'client' if isinstance(settings, config.Client) else 'server'}"
+        return None, Finding("service", False, "http.port is 0", "Set http.port, so that the service can be asked.")
+    unit = _unit(settings)
     try:
         status = fetch_status(settings.http.url)
     except NotRunning as error:
         return {}, Finding("service", False, f"does not answer: {error}",
                            f"systemctl status {unit}; journalctl -u {unit} -n 50")  # fmt: skip
+    mine = settings.client_id if isinstance(settings, config.Client) else settings.server_name
+    other = status.get("client_id", status.get("name"))
+    if other != mine:
+        return None, Finding("service", False, f"{settings.http.url} is of {status['kind']} {other}, not of {mine}",
+                           "Give each service of this host an http.port of its own.")  # fmt: skip
     return status, Finding("service", True, f"version {status['version']}, up {status['uptime_s']:.0f} s")
 
 
-def _client(settings: config.Client, status: dict[str, Any]) -> Iterator[Finding]:
-    yield _disk(settings.outbox)
-    if not status:
-        return
-    yield _session(status, "The broker refuses this client or ends its sessions: look at the broker's log; is the client_id "
-                           "taken?")  # fmt: skip
-    yield Finding(
-        "server",
-        status["accepting"],
-        "accepts batches" if status["accepting"] else "none accepts batches",
-        "Run skywave doctor on the servers; until one accepts, readings wait in the outbox.",
+def _broker(settings: config.Client | config.Server, broker: config.Mqtt, status: dict[str, Any] | None) -> Finding:
+    """What a broker says to this host: to TLS alone, and to a client that has no session now to all that it wants of it. A
+    server is not stood in for: its session keeps what devices send meanwhile, and a second one of its name would end it."""
+    refusal = shake_hands(broker)
+    if not refusal and isinstance(settings, config.Client) and status is not None and not status.get("connected"):
+        wanted = [topics.ack(settings.client_id), topics.ALL_SERVER_STATUS]
+        refusal = open_session(broker, f"skywave-client-{settings.client_id}", wanted)
+    return Finding(
+        "broker",
+        not refusal,
+        refusal or f"{broker.host}:{broker.port} answers",
+        "Check the broker, the way to it, its ACL, and that both sides' certificates come from the same authority.",
     )
-    wrong = status["outbox_error"] or ("is full" if status["outbox_full"] else "")
-    yield Finding(
-        "outbox",
-        not wrong,
-        wrong or f"{status['backlog']['readings']} readings wait",
-        "Check the database, its disk and outbox.max_bytes; until then the sensors are not read.",
-    )
-    late = status["oldest_unacked_s"] > LATE_S
-    yield Finding(
-        "delivery",
-        not late,
-        f"oldest unacknowledged reading is {status['oldest_unacked_s']:.1f} s old",
-        "Readings wait for a server's commit: see broker and server above.",
-    )
-    for name, sensor in status["sensors"].items():
-        found = "connected" if sensor["connected"] else sensor["last_error"] or "not connected"
-        yield Finding(f"sensor {name}", sensor["connected"], found, "Check the sensor, its address and its port.")
-    if status["set_aside"]:
-        yield Finding(
-            "set aside",
-            False,
-            f"{status['set_aside']} batches are refused by the broker",
-            "They are too large for it: raise its message_size_limit and restart the client.",
-        )
 
 
-def _session(status: dict[str, Any], advice: str) -> Finding:
-    not_yet = status["kind"] == "server" and not status["broker_error"]  # it connects once its store answers
-    found = "connected to the broker" if status["connected"] else status["broker_error"] or "not connected yet"
-    return Finding("session", status["connected"], found, "It waits for its store: see below." if not_yet else advice)
-
-
-def _disk(outbox: config.Outbox) -> Finding:
+def _disk(outbox: config.Outbox) -> Iterator[Finding]:
     path = Path(outbox.disk_path or (Path(outbox.path).absolute().parent if outbox.kind == "sqlite" else "/"))
+    missing = unmounted(path)
+    if why := outbox.missing_mount() or (missing and f"{missing} is not mounted, and the outbox belongs there: {path}"):
+        yield Finding("mount", False, why, "Mount it; what was written below it meanwhile is on the disk under it.")
     try:
         free = shutil.disk_usage(path).free
     except OSError as error:
-        return Finding("disk", False, f"{path}: {error.strerror}", "The outbox's folder must exist.")
-    needed = outbox.min_free_disk
-    return Finding("disk", free > needed, f"{free >> 20} MiB free at {path}, {needed >> 20} must stay free",
-                   "Make room: below this the client stops reading its sensors.")  # fmt: skip
-
-
-def _server(settings: config.Server, status: dict[str, Any], services: bool) -> Iterator[Finding]:
-    if status:
-        yield _session(status, "The broker refuses this server or ends its sessions: look at the broker's log.")
-        yield Finding(
-            "accepting",
-            status["accepting"],
-            "batches are taken" if status["accepting"] else "none are taken",
-            "It waits for the store or is full: see store below and skywave status.",
-        )
-    if settings.store.kind == "embedded":  # the running server alone can open it
-        if status:
-            yield Finding("store", status["store_ok"], status["store_error"] or "commits", "See the server's log.")
+        yield Finding("disk", False, f"{path}: {error.strerror}", "The outbox's folder must exist.")
         return
-    yield from _store(settings.store, services)
+    needed = outbox.min_free_disk
+    yield Finding("disk", free > needed, f"{free >> 20} MiB free at {path}, {needed >> 20} must stay free (min_free_disk)",
+                  "Make room, or lower outbox.min_free_disk: below it the client stops reading its sensors.")  # fmt: skip
 
 
 def _store(settings: config.Store, services: bool) -> Iterator[Finding]:
@@ -239,6 +199,6 @@ def wait_until_well(path: str | Path, seconds: float, services: bool = False) ->
     until = time.monotonic() + seconds
     while True:
         findings = examine(path, services)
-        if all(finding.ok for finding in findings) or time.monotonic() >= until:
+        if not wrong(findings) or time.monotonic() >= until:
             return findings
         time.sleep(1)

@@ -12,9 +12,10 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 from .. import config
+from ..asking import NotRunning, fetch_status
 from ..errors import ConfigError, SkywaveError
 from ..server.store import Store, open_shards
-from ..view import fetch_status
+from .findings import judge, wrong
 
 LATE_S = 15.0
 LOOK_EVERY_S = 5.0
@@ -43,8 +44,17 @@ def gate(settings: config.Server, clients: Sequence[int], release: str, within: 
         while True:
             try:
                 now = time.time_ns() // 1000
-                statuses = fetch_status(settings.http.url)["clients"]
-                passages = look(statuses, _delivered(stores, clients, since), clients, release)
+                snapshot = fetch_status(settings.http.url)
+                if snapshot["kind"] != "server":
+                    raise NotRunning(
+                        f"{settings.http.url} is of a client", "Give each service an http.port of its own."
+                    )
+                passages = look(snapshot["clients"], _delivered(stores, clients, since), clients, release)
+                if bad := wrong(judge(snapshot)):
+                    why = "; ".join(f"{finding.check}: {finding.found}" for finding in bad)
+                    passages = [
+                        p._replace(passed=False, seen=f"{p.seen}; the server is not well: {why}") for p in passages
+                    ]
                 since = now
             except SkywaveError as error:
                 passages = [Passage(client_id, False, str(error)) for client_id in clients]

@@ -66,6 +66,7 @@ FIGURES = [
         "sensor",
     ),
     Figure("stalls.*.for_s", "skywave_client_stalled_seconds", "How long a cause has held it up.", label="cause"),
+    Figure("uptime_s", "skywave_client_uptime_seconds", "Time since its start."),
     Figure("rss_bytes", "skywave_client_rss_bytes", "Resident memory."),
 ]
 

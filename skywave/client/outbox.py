@@ -356,7 +356,27 @@ class Outbox(ABC):
             if freed >= more:
                 break
         self._declare_lost(oldest, "outbox full")
+        self._gather_losses()
         self._looked_at = float("-inf")
+
+    def _gather_losses(self) -> None:
+        """Declared losses that no status has room for yet become as few rows as they can be: without a network each batch
+        that is dropped would leave one for ever."""
+        if self.query("SELECT COUNT(*) FROM dropped")[0][0] <= 2 * MAX_REPORTED:
+            return
+        rows = self.query("SELECT stream, first_seq, last_seq, reason FROM dropped ORDER BY stream, first_seq")
+        statements: list[Statement] = []
+        stream, first, last, reason = rows[MAX_REPORTED]
+        for row in rows[MAX_REPORTED + 1 :]:
+            if row[:2] != (stream, last + 1) or row[3] != reason:
+                stream, first, last, reason = row
+                continue
+            last = row[2]
+            statements.append(("DELETE FROM dropped WHERE stream = ? AND first_seq = ?", row[:2]))
+            grown = ("UPDATE dropped SET last_seq = ? WHERE stream = ? AND first_seq = ?", (last, stream, first))
+            statements.append(grown)
+        if statements:
+            self.transaction(statements)
 
     def _free_disk(self) -> int:
         try:

@@ -256,7 +256,7 @@ class Uplink:
             except PoisonError as error:
                 self._ignore(event, error)
         elif isinstance(event, _Refused):
-            self._refused = True
+            self._refused |= event.why.sent
             if event.why.code == PACKET_TOO_LARGE and event.batch_id in self._window:
                 self._put_aside(self._window.remove(event.batch_id).batch, event.why.words)
         elif isinstance(event, _Up):
@@ -312,6 +312,7 @@ class Uplink:
                 for batch in self._window.acknowledge(item, now):
                     self._acked.append(batch.id)
                     self._set_aside.pop(batch.id, None)
+                    self._died_alone.pop(batch.id, None)
                     self.acked_batches += 1
                     if rejected:
                         self.rejected_readings += batch.count

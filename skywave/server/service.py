@@ -53,6 +53,7 @@ FIGURES = [
     Figure("clients.*.oldest_unacked_s", "skywave_server_client_oldest_unacked_seconds",
            "Age of its oldest unacknowledged reading, as it says.", label="client_id"),
     Figure("stalls.*.for_s", "skywave_server_stalled_seconds", "How long a cause has held it up.", label="cause"),
+    Figure("uptime_s", "skywave_server_uptime_seconds", "Time since its start."),
     Figure("rss_bytes", "skywave_server_rss_bytes", "Resident memory."),
 ]  # fmt: skip
 

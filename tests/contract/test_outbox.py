@@ -18,6 +18,7 @@ from parts import wait_for
 
 from skywave import config
 from skywave.batch import Batch
+from skywave.client import outbox as outbox_module
 from skywave.client import sqlite
 from skywave.client.outbox import Backlog, Days, Position, open_outbox
 from skywave.errors import EXIT_DATA, EXIT_TRY_LATER, OutboxError, OutboxRefused, OutboxUnavailable
@@ -139,6 +140,21 @@ def test_the_bound_holds_and_drop_oldest_declares_what_it_drops(outbox):
     assert outbox.read(0, 10**9, 1) == batches[2:3]
     outbox.forget_dropped([Range(5, 1, 10)])
     assert outbox.dropped() == [Dropped(5, 11, 20, "outbox full")]
+
+
+def test_what_is_dropped_while_nobody_hears_of_it_does_not_gather(outbox, monkeypatch):
+    monkeypatch.setattr(outbox_module, "MAX_REPORTED", 3)
+    fill(outbox, 5, 30)
+    fill(outbox, 6, 30)
+    for _ in range(58):
+        outbox.drop_oldest(1)
+        assert outbox.query("SELECT COUNT(*) FROM dropped")[0][0] <= 6
+    lost = {(loss.stream, seq) for loss in all_losses(outbox) for seq in range(loss.first, loss.last + 1)}
+    assert lost == {(5, seq) for seq in range(1, 301)} | {(6, seq) for seq in range(1, 281)}
+
+
+def all_losses(outbox):
+    return [Dropped(*row) for row in outbox.query("SELECT stream, first_seq, last_seq, reason FROM dropped")]
 
 
 def test_a_full_outbox_says_by_what(outbox, settings):

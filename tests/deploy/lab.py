@@ -35,7 +35,6 @@ SOURCES = (
     "skywave",
     "archive",
     "systemd",
-    "tests/constraints.txt",
 )
 QUERY = """
 import json, os, sys
@@ -96,7 +95,7 @@ class Lab:
         self.molecule("create")
 
     def converge(self) -> None:
-        self.playbook("site.yml")
+        self.playbook("site.yml", "-e", "authority=new")
 
     def destroy(self) -> None:
         for step, seconds in self.seconds.items():
@@ -138,11 +137,14 @@ class Lab:
     def command(self, playbook: str, *arguments: str) -> list[str]:
         return ["ansible-playbook", "-i", self.inventory, str(ANSIBLE / "playbooks" / playbook), *arguments]
 
-    def playbook(self, playbook: str, *arguments: str, check: bool = True, name: str = "") -> str:
-        """Runs a playbook on the lab; its output."""
+    def playbook(
+        self, playbook: str, *arguments: str, check: bool = True, name: str = "", home: Path | None = None
+    ) -> str:
+        """Runs a playbook on the lab, perhaps from another home folder; its output."""
         started = time.monotonic()
+        env = {**self.env, "HOME": str(home)} if home else self.env
         result = subprocess.run(
-            self.command(playbook, *arguments), cwd=ANSIBLE, env=self.env, capture_output=True, text=True, check=False
+            self.command(playbook, *arguments), cwd=ANSIBLE, env=env, capture_output=True, text=True, check=False
         )
         self.seconds[name or f"{playbook} {' '.join(arguments)}"[:40]] = time.monotonic() - started
         output = result.stdout + result.stderr
@@ -266,7 +268,7 @@ class Lab:
             (source / file).write_text(text.replace(old, new))
         subprocess.run(
             [sys.executable, str(ANSIBLE / "scripts/wheelhouse.py"), f"--source={source}", f"--output={self.wheelhouse}",
-             f"--constraints={source / 'tests/constraints.txt'}"], check=True, stdout=subprocess.DEVNULL, env=self.env,
+             ], check=True, stdout=subprocess.DEVNULL, env=self.env,
         )  # fmt: skip
 
     @property

@@ -10,12 +10,12 @@ def changed(output: str) -> dict[str, int]:
 
 
 def test_a_trial_run_on_empty_hosts_says_what_it_would_do_and_does_nothing(lab):
-    lab.playbook("site.yml", "--check", name="site.yml --check on empty hosts")
+    lab.playbook("site.yml", "--check", "-e", "authority=new", name="site.yml --check on empty hosts")
     assert lab.run("core1", "ls /opt /etc/skywave 2>/dev/null", check=False).strip() in ("", "/opt:")
 
 
 def test_bare_hosts_become_a_fleet(lab):
-    lab.playbook("site.yml", name="site.yml on bare hosts")
+    lab.playbook("site.yml", "-e", "authority=new", name="site.yml on bare hosts")
     for host in EDGES:
         wait_for(lambda host=host: lab.status(host).get("acked_readings"), 30, f"{host} delivers")
 
@@ -33,6 +33,25 @@ def test_the_fleet_is_healthy(converged):
     name = converged.host("edge1")
     output = converged.playbook("health.yml", "--limit", name, name="health.yml of one host")
     assert re.search(rf"{name} +ok", output), "one host is told of as well"
+
+
+def test_another_home_folder_makes_no_authority_and_changes_no_host(converged, tmp_path):
+    trusted = converged.run("edge1", "cat /etc/skywave/credentials/ca.crt")
+    output = converged.playbook("site.yml", "--check", check=False, home=tmp_path, name="site.yml, another home")
+    assert "There is no authority" in output and "Prepare every host" not in output
+    assert not (tmp_path / ".skywave").exists()
+    output = converged.playbook(
+        "site.yml", "-e", "authority=new", check=False, home=tmp_path, name="site.yml, a second authority"
+    )
+    assert "trusts another authority" in output and "Prepare every host" not in output
+    assert not (tmp_path / ".skywave").exists()
+    assert converged.run("edge1", "cat /etc/skywave/credentials/ca.crt") == trusted
+
+
+def test_a_name_as_an_address_is_refused(converged):
+    arguments = ("--check", "--limit", f"{converged.host('edge2')},localhost", "-e", "fleet_address=edge2.example.org")
+    output = converged.playbook("site.yml", *arguments, check=False, name="site.yml, a name as an address")
+    assert "must be an IPv4 address" in output
 
 
 def test_a_run_that_leaves_out_the_controller_says_so_at_once(converged):

@@ -5,7 +5,7 @@ import re
 
 import pytest
 import testinfra
-from lab import EDGES, SENSORS, wait_for
+from lab import SENSORS, wait_for
 from test_1_site import changed
 
 ONE_DAY = """
@@ -85,17 +85,33 @@ def test_what_belongs_on_a_host_runs_and_starts_with_it(converged, host):
         assert inside.service(unit).is_enabled, unit
 
 
-@pytest.mark.parametrize("host", EDGES)
+@pytest.mark.parametrize("host", UNITS)
 def test_each_long_running_service_runs_in_its_sandbox_as_its_user(converged, host):
     for unit in UNITS[host]:
+        unit = {"postgresql": "postgresql@15-main"}.get(unit, unit)
+        names = ("User", "ProtectSystem", "NoNewPrivileges", "WatchdogUSec", "MemoryMax", "MainPID")
+        lines = converged.run(host, f"systemctl show {unit} -p {','.join(names)}").splitlines()
+        shown = dict(line.split("=", 1) for line in lines)
+        assert (shown["ProtectSystem"], shown["NoNewPrivileges"]) == ("strict", "yes"), unit
+        assert shown["User"] not in ("", "root") and shown["MemoryMax"] != "infinity", unit
         if unit.startswith("skywave"):
-            shown = converged.run(
-                host, f"systemctl show {unit} -p User -p ProtectSystem -p NoNewPrivileges -p WatchdogUSec"
-            )
-            assert "ProtectSystem=strict" in shown and "NoNewPrivileges=yes" in shown and "User=skywave-" in shown
-            assert "WatchdogUSec=infinity" not in shown
-            pid = converged.run(host, f"systemctl show {unit} -p MainPID --value").strip()
-            assert converged.run(host, f"grep CapEff /proc/{pid}/status").split()[1] == "0" * 16
+            assert shown["User"].startswith("skywave-") and shown["WatchdogUSec"] != "infinity", unit
+        status = converged.run(host, f"cat /proc/{shown['MainPID']}/status")
+        assert re.search(r"^CapEff:\s0{16}$", status, re.M) and not re.search(r"^Uid:\s+0\s", status, re.M), unit
+
+
+def test_the_doctor_sees_that_the_firewall_is_gone(converged):
+    def findings() -> dict[str, bool]:
+        found = json.loads(converged.run("core1", "/opt/skywave/current/bin/skywave doctor --json", check=False))
+        return {finding["check"]: finding["ok"] for finding in found}
+
+    assert findings()["firewall"]
+    converged.run("core1", "nft delete table inet skywave")
+    try:
+        assert not findings()["firewall"]
+    finally:
+        converged.run("core1", "systemctl reload skywave-firewall")
+    assert findings()["firewall"]
 
 
 def test_the_firewall_outlives_the_host_s_own(converged):
@@ -129,6 +145,49 @@ def test_the_archive_unit_brings_a_closed_day_to_hdfs_and_the_drill_restores_it(
         ).split()
         == ["enabled"] * 3
     )
+
+
+def test_a_restart_that_an_interrupted_run_left_out_is_made_up_for(converged):
+    units = {"core1": "mosquitto", "edge1": "skywave-client"}
+    files = {"core1": "/etc/mosquitto/pki/ca.crl", "edge1": "/etc/skywave/client.toml"}
+
+    def began(host: str) -> str:
+        return converged.run(host, f"systemctl show {units[host]} -p InvocationID --value")
+
+    before = {host: began(host) for host in units}
+    # As if the run that wrote the files had ended before the restart: what is installed is right, what runs is not.
+    for host, file in files.items():
+        converged.run(
+            host, f"cp -p {file} /tmp/kept; echo >>{file}; systemctl restart {units[host]}; cp -p /tmp/kept {file}"
+        )
+    between = {host: began(host) for host in units}
+    arguments = (
+        "--limit",
+        ",".join(converged.host(host) for host in units) + ",localhost",
+        "--tags",
+        "mosquitto,client",
+    )
+    counts = changed(converged.playbook("site.yml", *arguments, name="site.yml after an interrupted run"))
+    assert all(counts[converged.host(host)] == 1 for host in units), "the restart alone"
+    after = {host: began(host) for host in units}
+    assert all(len({before[host], between[host], after[host]}) == 3 for host in units), (
+        "they run with what is installed"
+    )
+    counts = changed(converged.playbook("site.yml", *arguments, name="site.yml after that"))
+    assert not any(counts.values()), counts
+
+
+def test_a_guarded_service_does_not_start_without_the_firewall(converged):
+    converged.run("hdfs1", "mv /etc/skywave/firewall.nft /tmp/firewall.nft; systemctl stop skywave-firewall")
+    try:
+        for unit in ("zookeeper", "hadoop-datanode"):
+            assert "inactive" in converged.run("hdfs1", f"systemctl is-active {unit}", check=False), (
+                "it went with the firewall"
+            )
+            assert "dependency" in converged.run("hdfs1", f"systemctl start {unit}", check=False)
+    finally:
+        converged.run("hdfs1", "mv /tmp/firewall.nft /etc/skywave/; systemctl reset-failed; systemctl start skywave-firewall"
+                               " zookeeper hadoop-namenode hadoop-datanode")  # fmt: skip
 
 
 def test_a_configuration_error_stops_a_service_and_is_not_retried(converged):

@@ -5,15 +5,33 @@ import signal
 import subprocess
 import time
 
+import yaml
 from lab import ANSIBLE, wait_for
 
-GOOD, MUTE, CUT = "99.1.0", "99.2.0", "99.3.0"
+FIRST, GOOD, MUTE, CUT = "99.0.1", "99.1.0", "99.2.0", "99.3.0"
 
 
 def running(lab) -> dict[str, str]:
     """The versions that the services themselves tell."""
     kinds = {"edge1": "client", "edge2": "client", "core1": "server"}
     return {host: lab.status(host, kind).get("version") for host, kind in kinds.items()}
+
+
+def test_a_host_that_is_away_is_left_out_and_named(converged):
+    before = running(converged)
+    converged.make_release(FIRST)
+    nowhere = {"ansible_connection": "ssh", "ansible_host": "127.0.0.1", "ansible_port": 9}
+    away = converged.state / "away.yml"
+    away.write_text(yaml.safe_dump({"all": {"hosts": {converged.host("edge2"): nowhere}}}))
+    arguments = [*converged.update_arguments(FIRST), "-i", str(away)]
+    output = converged.playbook("update.yml", *arguments, name="update.yml, an edge is away")
+    assert f"left out: {converged.host('edge2')}." in output
+    assert running(converged) == {"edge1": FIRST, "edge2": before["edge2"], "core1": FIRST}
+    canary = converged.host("edge1")
+    away.write_text(yaml.safe_dump({"all": {"hosts": {canary: nowhere}}}))
+    output = converged.playbook("update.yml", *arguments, check=False, name="update.yml, the canary is away")
+    assert f"No canary can be reached ({canary})" in output and "Update servers and archives" not in output
+    converged.assert_nothing_lost()
 
 
 def test_an_update_goes_through_the_rings(converged):

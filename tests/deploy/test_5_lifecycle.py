@@ -1,10 +1,13 @@
 """Certificates, disaster, and the end of an edge."""
 
 import json
+import shutil
+import subprocess
 from collections import Counter
 
 import yaml
-from lab import EDGES, SENSORS, docker, wait_for
+from cryptography import x509
+from lab import ANSIBLE, EDGES, SENSORS, docker, wait_for
 from test_1_site import changed
 from test_2_hosts import SHAKE
 
@@ -38,6 +41,38 @@ def test_all_certificates_and_the_authority_are_renewed_and_no_reading_is_lost(c
             )
     converged.start_sensors()
     assert converged.audit()["clean"]
+
+
+def test_passwords_are_rotated_and_no_reading_is_lost(converged):
+    old = {path.name: path.read_text() for path in (converged.authority / "passwords").iterdir()}
+    converged.playbook("rotate-passwords.yml")
+    new = {path.name: path.read_text() for path in (converged.authority / "passwords").iterdir()}
+    assert old.keys() == new.keys() and not {*old.values()} & {*new.values()}
+    for host in EDGES:
+        wait_for(lambda host=host: converged.status(host).get("accepting"), 60, f"{host} delivers")
+    converged.assert_nothing_lost()
+
+
+def test_a_lost_controller_is_made_anew_from_its_backup(converged, tmp_path):
+    converged.playbook("backup.yml", "-e", f"backup_to={tmp_path / 'safe'}")
+    (backup,) = (tmp_path / "safe").iterdir()
+    (tmp_path / "new").mkdir()
+    subprocess.run(["tar", "-xf", str(backup), "-C", str(tmp_path / "new")], check=True)
+    subprocess.run(["sha256sum", "--check", "--quiet", "contents.sha256"], cwd=tmp_path / "new", check=True)
+    home = tmp_path / "home"
+    (home / ".skywave").mkdir(parents=True)
+    (tmp_path / "new/authority").rename(home / ".skywave" / converged.name)
+    output = converged.playbook("site.yml", home=home, name="site.yml of a controller from a backup")
+    assert not any(changed(output).values()), "it is the same controller"
+    # One number less is noted than the hosts have, as in a backup from before it was issued.
+    issued = home / ".skywave" / converged.name / "issued"
+    pem = converged.run("edge1", "openssl x509 -in /etc/skywave/credentials/client.pem").encode()
+    number = f"{x509.load_pem_x509_certificate(pem).serial_number} "
+    kept = [line for line in issued.read_text().splitlines(keepends=True) if not line.startswith(number)]
+    issued.write_text("".join(kept))
+    arguments = ("--limit", f"{converged.host('edge1')},localhost", "--tags", "client")
+    converged.playbook("site.yml", *arguments, home=home, name="site.yml, a number is noted")
+    assert issued.read_text().splitlines()[-1].startswith(number)
 
 
 def test_new_certificates_that_do_not_work_are_not_taken(converged):
@@ -92,6 +127,11 @@ def test_a_decommissioned_edge_is_let_go_with_its_outbox_empty_and_its_certifica
     )
     assert converged.run("edge2", "ls /var/lib/skywave-client").strip(), "its state stays until it is named again"
     wait_for(lambda: converged.status("edge1").get("accepting"), 60, "the other edge goes on")
+    figures = converged.run(
+        "core1",
+        "python3 -c 'import urllib.request as u; print(u.urlopen(\"http://127.0.0.1:9102/metrics\").read().decode())'",
+    )
+    assert 'client_id="1"' in figures and 'client_id="2"' not in figures, "no alert stays on"
 
 
 def test_an_edge_that_was_stolen_is_refused_without_a_word_to_it(converged):
@@ -103,6 +143,28 @@ def test_an_edge_that_was_stolen_is_refused_without_a_word_to_it(converged):
     finally:
         docker("unpause", converged.host("edge1"))
     assert "refused" in converged.python("edge1", SHAKE, *broker)
+
+
+def test_an_old_copy_of_the_authority_takes_no_revocation_back(converged, tmp_path):
+    old = tmp_path / ".skywave"
+    shutil.copytree(converged.authority, old / converged.name)
+    (old / converged.name / "ca.crl").unlink()
+    output = converged.playbook(
+        "site.yml", "--limit", f"{converged.host('core1')},localhost", "--tags", "mosquitto",
+        check=False, home=tmp_path, name="site.yml, an old copy of the authority",
+    )  # fmt: skip
+    assert "this is an old copy" in " ".join(output.split())
+
+
+def test_a_wiped_edge_holds_nothing_of_the_fleet(converged):
+    converged.run("edge1", "systemctl stop skywave.target skywave-client")
+    tasks = [{"include_tasks": str(ANSIBLE / "playbooks/tasks/wipe.yml")}]
+    converged.play({"hosts": converged.host("edge1"), "tasks": tasks}, name="an edge is wiped")
+    databases = converged.run("edge1", "su postgres -c 'psql -At -c \"select datname from pg_database\"'").split()
+    assert "postgres" in databases and "skywave" not in databases
+    places = "/etc/skywave /opt/skywave /var/lib/skywave-* /etc/systemd/system/skywave* /usr/local/lib/systemd/system/skywave*"
+    assert not converged.run("edge1", f"ls -d {places} 2>/dev/null", check=False).strip()
+    assert not converged.run("edge1", "systemctl list-units --plain --no-legend --state=failed 'skywave*'").strip()
 
 
 ZOOKEEPER = (

@@ -16,7 +16,7 @@ def cluster():
     made.without = {"ch3", "ch4", "ch5", "edge2", "hdfs2"}
     try:
         made.create()
-        made.playbook("site.yml", name="cluster: site.yml on bare hosts")
+        made.playbook("site.yml", "-e", "authority=new", name="cluster: site.yml on bare hosts")
         yield made
     finally:
         made.destroy()

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import signal
+import urllib.error
 import urllib.request
 
+import pytest
 from parts import wait_for
 from stand import Skywave, Stand, skywave
 
@@ -59,3 +61,14 @@ def test_a_store_that_does_not_answer_is_told_on_both_sides(broker, own_clickhou
     finally:
         own_clickhouse.signal(signal.SIGCONT)
         stand.remove()
+
+
+@pytest.mark.parametrize("method", ["POST", "PUT", "DELETE", "PATCH"])
+def test_what_looks_at_the_figures_can_change_nothing(stand, method):
+    client = stand.add_client(1, stand.sqlite(1))
+    for path in ("/status", "/metrics", "/"):
+        request = urllib.request.Request(f"http://127.0.0.1:{client.http}{path}", b"{}", method=method)
+        with pytest.raises(urllib.error.HTTPError) as refused:
+            urllib.request.urlopen(request, timeout=5)
+        with refused.value as answer:
+            assert answer.code in (404, 405, 501)

@@ -11,7 +11,7 @@ import pytest
 from click.testing import CliRunner
 
 from skywave import config
-from skywave.care.certificates import shake_hands
+from skywave.care.broker import shake_hands
 from skywave.care.doctor import examine
 from skywave.care.gate import look
 from skywave.cli import main

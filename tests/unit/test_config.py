@@ -40,6 +40,7 @@ def test_the_least_configuration_has_defaults(tmp_path):
         (CLIENT + '[outbox]\nwhen_full = "panic"\n', "outbox.when_full must be one of block, drop_oldest", ""),
         (CLIENT + '[outbox]\nkind = "postgresql"\n', "outbox.dsn is missing", ""),
         ("client_id = 7\n", "no sensors", ""),
+        ("labels = {" + ", ".join(f"l{n} = 'x'" for n in range(65)) + "}\n" + CLIENT, "more than 64 labels", ""),
         ("[sensors.t]\nport = 1\n", "client_id is missing", ""),
         ("client_id = ", "not TOML", ""),
         (CLIENT + "labels = 5\n", "unknown setting sensors.t.labels", ""),

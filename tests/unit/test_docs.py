@@ -47,3 +47,10 @@ def test_every_test_that_a_page_names_exists():
 def test_no_page_and_no_picture_speaks_of_a_later_release():
     for page in [ROOT / "README.md", *(ROOT / "docs").rglob("*.md"), *(ROOT / "docs").rglob("*.svg")]:
         assert not re.search(r"next release|not yet built|coming soon", page.read_text(), re.IGNORECASE), page.name
+
+
+def test_each_threat_that_is_said_to_be_stopped_names_the_test_that_holds_it():
+    rows = re.findall(
+        r"^\| (.+?) \| .* \| (.*) \|$", (ROOT / "docs/security.md").read_text().split("What is **not**")[0], re.M
+    )
+    assert len(rows) > 10 and all("`test_" in held for threat, held in rows if threat not in ("threat",)), rows

@@ -203,6 +203,34 @@ def test_many_answers_that_the_broker_does_not_read_do_not_fill_the_memory(rogue
     assert client is None or len(client._out_packet) < 100_000
 
 
+def test_a_connection_whose_thread_does_not_move_says_so(rogue, monkeypatch):
+    monkeypatch.setattr("skywave.mqtt.AWAY_S", 0.3)
+    goes_on = threading.Event()
+    rogue.link._on_message = lambda _message: goes_on.wait(20)
+    rogue.say(publish(b""))
+    wait_for(lambda: rogue.link.hang, 10, "it is told")
+    goes_on.set()
+    wait_for(lambda: not rogue.link.hang, 10, "it goes on")
+
+
+def test_brokers_that_die_in_turn_are_not_taken_for_a_rival():
+    brokers = [RogueBroker(), RogueBroker()]
+    settings = [config.Mqtt(host="127.0.0.1", port=broker.port) for broker in brokers]
+    ends = []
+    link = Link(settings, "a", [], lambda: None, ends.append, lambda _: None)
+    link.start()
+    try:
+        for number in range(4):
+            wait_for(lambda: link.connected, 20, "it connects")
+            brokers[number % 2].connections[-1].close()
+            wait_for(lambda number=number: len(ends) == number + 1, 10, "the connection ends")
+        assert "another client" not in link.error
+    finally:
+        for broker in brokers:
+            broker.listener.close()
+        link.stop()
+
+
 def test_a_rival_is_named_and_given_way_to(rogue, caplog):
     rogue.say(packet(0xE0, b"\x8e"))
     wait_for(lambda: rogue.ends, 10, "the connection ends")

@@ -120,6 +120,17 @@ def test_a_view_shows_markup_as_it_was_written():
     assert "has day '[/a]' :boom:" in out.getvalue()
 
 
+def test_an_account_of_very_many_streams_shows_first_what_is_not_clean_and_has_an_end():
+    clean = STREAM | {"missing": 0, "missing_ranges": []}
+    bad = STREAM | {"client_id": 4242, "missing_ranges": [(at, at) for at in range(1, 1000, 2)]}
+    out = io.StringIO()
+    Console(file=out, width=200).print(view.audit_table(ACCOUNT | {"streams": [clean] * 30_000 + [bad] * 100}))
+    text = out.getvalue()
+    assert len(text.splitlines()) < 2100
+    assert text.count("missing: client 4242") == view.MAX_ROWS
+    assert "29,100 more streams are not shown" in text
+
+
 @pytest.fixture(params=["journal", "terminal"])
 def lines(request, monkeypatch):
     """The lines of a log to which a process of ours writes."""
