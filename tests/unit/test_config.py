@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from skywave import config
 from skywave.errors import ConfigError
+from skywave.masking import mask
 from skywave.server.store import place
 
 CLIENT = "client_id = 7\n[sensors.t]\nport = 9090\n"
@@ -157,9 +158,9 @@ def test_passwords_are_masked_wherever_text_is_shown():
         "postgresql://db/o?password=S3CRET&user=edge",
         "password='S3C RET' user=edge",
     ):
-        assert "S3C" not in config.masked(secret) and "edge" in config.masked(secret) and "***" in config.masked(secret)
+        assert "S3C" not in mask(secret) and "edge" in mask(secret) and "***" in mask(secret)
     harmless = "http://127.0.0.1:9101/status, host=db port=5432 passfile=/etc/pass password_file = /etc/p"
-    assert config.masked(harmless) == harmless
+    assert mask(harmless) == harmless
     assert "S3CRET" not in config.show(config.Outbox(dsn="password=S3CRET"))
 
 

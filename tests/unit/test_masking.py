@@ -79,3 +79,8 @@ def test_a_bundle_has_no_secret_though_a_configuration_and_a_file_hold_one(tmp_p
     assert "user=edge" in texts["skywave-bundle/configuration/client.toml"]
     for name, text in texts.items():
         assert SECRET not in text and "fromTheFile" not in text, name
+
+
+@pytest.mark.parametrize("text", ["a" * 500_000, "a:" * 50_000 + "@", "password" * 50_000, "password=\\" * 20_000])
+def test_a_long_text_costs_what_its_length_says(text):
+    assert len(mask(text, {"unheard-of"})) <= len(text) + len(MASK)
