@@ -669,7 +669,7 @@ def config_check(file: str) -> None:
 @click.argument("file", type=click.Path(dir_okay=False))
 def config_show(file: str) -> None:
     """Print FILE with every setting, its default and its documentation; what looks like a secret is masked."""
-    say_document(mask(config.show(_settings(file))))
+    say_document(config.show(_settings(file)))
 
 
 def _settings(file: str) -> Any:

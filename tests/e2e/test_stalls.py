@@ -7,7 +7,7 @@ import urllib.error
 import urllib.request
 
 import pytest
-from parts import wait_for
+from parts import Mosquitto, wait_for
 from stand import Skywave, Stand, skywave
 
 
@@ -74,3 +74,27 @@ def test_what_looks_at_the_figures_can_change_nothing(stand, method):
             urllib.request.urlopen(request, timeout=5)
         with refused.value as answer:
             assert answer.code in (404, 405, 501)
+
+
+def test_what_the_broker_refuses_is_named_and_nobody_is_content(clickhouse, database):
+    broker = Mosquitto()
+    acl = broker.folder / "acl"
+    acl.write_text(
+        "topic readwrite /telemetry/server/#\ntopic read /telemetry/client/#\ntopic write /telemetry/client/+/status\n"
+    )
+    with (broker.folder / "mosquitto.conf").open("a") as settings:
+        settings.write(f"acl_file {acl}\n")
+    acl.chmod(0o644)
+    broker.folder.chmod(0o755)
+    stand = Stand(broker, f"port = {clickhouse.port}\n", database)
+    try:
+        broker.start()
+        stand.add_server()
+        client = stand.add_client(1, stand.sqlite(1))
+        wait_for(lambda: "Not authorized" in client.status().get("broker_error", ""), 30, lambda: str(client.status()))
+        path = str(stand.folder / "client-1.toml")
+        for command in (("status", "--config", path), ("doctor", "--config", path)):
+            assert "Not authorized (135)" in skywave(*command, check=1).stdout
+    finally:
+        stand.remove()
+        broker.remove()

@@ -95,3 +95,8 @@ def timed(text):
     began = time.process_time()
     mask(text)
     return time.process_time() - began
+
+
+@pytest.mark.parametrize("text", ["a" * 500_000, "a:" * 50_000 + "@", "password" * 50_000, "password=\\" * 20_000])
+def test_a_long_text_costs_what_its_length_says(text):
+    assert len(mask(text, {"unheard-of"})) <= len(text) + len(MASK)
