@@ -55,30 +55,25 @@ class Fleet:
     def container(self, host: str) -> str:
         return f"{self.name}-{host}"
 
+    def reached(self, host: str) -> dict[str, object]:
+        """How Ansible reaches a host until it is cut; by its own name, because it may be asked on another's behalf."""
+        cut = f"('{self.state}/cut/{host}') is file"
+        return {
+            "ansible_connection": f"{{{{ 'ssh' if {cut} else 'community.docker.docker' }}}}",
+            "ansible_host": f"{{{{ '127.0.0.1' if {cut} else '{self.container(host)}' }}}}",
+            "ansible_port": 9,
+            "ansible_python_interpreter": "/usr/bin/python3",
+            "fleet_name": "rings",
+        }
+
     def inventory(self) -> Path:
-        cut = f"('{self.state}/cut/' ~ inventory_hostname) is file"
+        edges = {
+            host: {"client_id": int(host[1:]), "client_labels": {"ring": "canary"} if host == "e1" else {}}
+            for host in EDGES
+        }
+        groups = {"servers": {"s1": {}}, "edges": edges}
         inventory = {
-            "all": {
-                "vars": {
-                    "ansible_connection": f"{{{{ 'ssh' if {cut} else 'community.docker.docker' }}}}",
-                    "ansible_host": f"{{{{ '127.0.0.1' if {cut} else '{self.name}-' ~ inventory_hostname }}}}",
-                    "ansible_port": 9,
-                    "ansible_python_interpreter": "/usr/bin/python3",
-                    "fleet_name": "rings",
-                },
-                "children": {
-                    "servers": {"hosts": {"s1": {}}},
-                    "edges": {
-                        "hosts": {
-                            host: {
-                                "client_id": int(host[1:]),
-                                "client_labels": {"ring": "canary"} if host == "e1" else {},
-                            }
-                            for host in EDGES
-                        }
-                    },
-                },
-            }
+            name: {"hosts": {h: self.reached(h) | more for h, more in hosts.items()}} for name, hosts in groups.items()
         }
         path = self.folder / "hosts.yml"
         path.write_text(yaml.safe_dump(inventory))
