@@ -35,7 +35,7 @@ from typing import Any, Concatenate, NamedTuple, ParamSpec, TypeVar
 from .. import config
 from ..batch import MAX_READINGS, Batch
 from ..errors import OutboxError
-from ..messages import Dropped, Produced, Range
+from ..messages import MAX_TOLD, Dropped, Produced, Range
 
 log = logging.getLogger(__name__)
 
@@ -62,7 +62,7 @@ _SCHEMA = (
 )
 COLUMNS = "id, stream, first_seq, count, made_at, since, payload, crc"
 _LARGEST = 1 << 62
-MAX_REPORTED = 1000
+MAX_REPORTED = MAX_TOLD
 """Streams, and declared losses, of one status: what the server has recorded makes room for the next."""
 # What a stream's account can be. A flipped bit makes numbers that would overflow, or keep an audit busy for ever.
 _SOUND = (

@@ -29,7 +29,7 @@ from typing import NamedTuple, TypeVar
 from .. import config, topics
 from ..batch import Name
 from ..errors import CredentialError, PoisonError, StoreBusy, StoreError, StoreUnavailable
-from ..messages import EARLIEST, Ack, ClientStatus, Dropped, Produced, Range, merge
+from ..messages import EARLIEST, MAX_TOLD, Ack, ClientStatus, Dropped, Produced, Range, merge
 from ..mqtt import Message
 from .admission import MAX_INSERT_BYTES, Admission, Admitted, build_block, is_batch, name_and_count
 from .foreign import BadReading
@@ -411,7 +411,8 @@ class Ingest:
                 streams += [(client_id, item, oldest if item.first_pending else 0) for item in account.streams]
                 dropped += [(client_id, item) for item in account.dropped]
             streams_now = {item.stream for item in status.streams}
-            if streams_now and self._named.get(client_id) != streams_now and client_id not in group.remembered:
+            whole = 0 < len(streams_now) < MAX_TOLD
+            if whole and self._named.get(client_id) != streams_now and client_id not in group.remembered:
                 named[client_id] = streams_now
         if named:
             # A stream that its client no longer names is in no outbox: if readings of it are not stored, they are lost.
@@ -433,7 +434,8 @@ class Ingest:
     def _within_limits(self, client_id: int, status: ClientStatus) -> _Account:
         """The account in a status, with only so many streams and declared losses as are recorded of a client in a day."""
         usage = self._used[client_id]
-        named = _within([item.stream for item in status.streams], usage.streams, STREAMS_A_DAY)
+        # The present stream comes last, and matters most.
+        named = _within([item.stream for item in reversed(status.streams)], usage.streams, STREAMS_A_DAY)
         streams = [item for item in status.streams if item.stream in named]
         dropped = _within(status.dropped, usage.drops, DROPS_A_DAY)
         if len(streams) < len(status.streams) or len(dropped) < len(status.dropped):

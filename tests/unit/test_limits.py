@@ -14,7 +14,7 @@ import pytest
 from skywave import config, topics
 from skywave.batch import CONTENT_TYPE, MAX_READINGS, Name, encode
 from skywave.errors import PoisonError, StoreBusy
-from skywave.messages import Range
+from skywave.messages import MAX_TOLD, Produced, Range
 from skywave.mqtt import Message
 from skywave.server import admission, foreign, ingest
 from skywave.server.admission import Admission
@@ -178,6 +178,19 @@ def test_the_accounts_of_a_client_are_bounded_a_day(loop):
     assert recorded == {item.stream for _, item, _ in loop.store.streams}, "nothing is forgotten that was not kept"
     loop.work(status(8, streams=[["5", "1", "1"]]))
     assert loop.store.streams[-1][0] == 8
+
+
+def test_the_present_stream_of_a_client_with_many_is_recorded_first(loop):
+    streams = [[str(number), "9", "1"] for number in range(1, 2001)]
+    loop.work(status(7, streams=streams))
+    assert 2000 in {item.stream for _, item, _ in loop.store.streams}
+
+
+@pytest.mark.parametrize(("count", "gone"), [(2, {77}), (MAX_TOLD, set())])
+def test_only_a_status_that_names_all_streams_says_that_another_one_is_in_no_outbox(loop, count, gone):
+    loop.store.pending_streams = lambda _: [(7, Produced(77, 50, 10))]
+    loop.work(status(7, streams=[[str(100 + number), "9", "1"] for number in range(count)]))
+    assert {item.stream for _, item, _ in loop.store.streams if not item.first_pending} == gone
 
 
 def test_the_declared_losses_of_a_client_are_bounded_a_day(loop, monkeypatch):
