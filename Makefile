@@ -1,6 +1,7 @@
 # make demo   sets up what it needs and shows the whole system on this host, a dying broker included
 # make test   sets up what it needs and passes the test suite, on the built wheel;  make check  what needs no server, in a minute
 # make test-all  all there is, for a day: long tests, ten runs beside a load on both cores, a minimal host, the lab, soaks
+# make test-lower-bounds  the same contract with the oldest packages that pyproject.toml allows, in two minutes
 # make test-deploy  makes four hosts that boot systemd, installs the fleet on them with Ansible, updates and attacks it
 # make soak   breaks the whole system FAULTS times, for hours, as root; the sensors' ledgers judge; goes on where it stopped
 # make bench  measures against the targets, writes build/bench.json; bench-archive: the archive; bench-outage: a day of outage;
@@ -21,7 +22,7 @@ PACKAGES := mosquitto postgresql-15 clickhouse-server maven zookeeper systemd li
 
 BENCH_PACKAGES = $(BIN)/pip install --quiet --disable-pip-version-check -r bench/requirements.txt
 
-.PHONY: demo check test test-all test-busy test-minimal test-deploy soak soak-cluster bench bench-outage bench-archive bench-scale bench-partitioning bench-alternatives lint docs clean
+.PHONY: demo check test test-all test-busy test-minimal test-lower-bounds test-deploy soak soak-cluster bench bench-outage bench-archive bench-scale bench-partitioning bench-alternatives lint docs clean
 .DELETE_ON_ERROR:
 
 demo: $(VENV)/installed
@@ -36,8 +37,8 @@ check: lint
 	@./tests/system-packages.sh systemd
 	$(BIN)/pytest -q tests/unit $(TESTS)
 
-test-all: test-deploy test-minimal test-busy
-	$(BIN)/pytest -m "long or not long"
+test-all: test-deploy test-minimal test-busy test-lower-bounds
+	$(BIN)/pytest -m "long or not long" --all-engines
 	$(MAKE) soak soak-cluster FAULTS=300
 
 # Ten times in a row while another load wants both cores.
@@ -49,6 +50,16 @@ test-busy: lint
 test-minimal: $(VENV)/installed
 	@./tests/system-packages.sh docker.io debootstrap
 	$(BIN)/python tests/minimal_host.py
+
+# The wheel with the oldest packages that it says will do.
+test-lower-bounds: $(VENV)/installed
+	@./tests/system-packages.sh mosquitto postgresql-15 clickhouse-server
+	$(PYTHON) -m venv $(VENV)-lower-bounds
+	$(VENV)-lower-bounds/bin/pip install --quiet --disable-pip-version-check -c tests/lower-bounds.txt pytest==9.2.0 \
+		"$$(echo build/wheel/*.whl)[client,server,archive]"
+	$(VENV)-lower-bounds/bin/pytest -q -W default -k "old_clickhouse or postgresql or sqlite" \
+		tests/contract/test_store.py tests/contract/test_outbox.py tests/archive/test_export.py \
+		tests/e2e/test_delivery.py::test_every_reading_sent_is_stored_once
 
 bench: $(VENV)/installed
 	@./tests/system-packages.sh mosquitto postgresql-15 clickhouse-server
@@ -102,7 +113,7 @@ docs: $(VENV)/installed
 	$(BIN)/python docs/generate.py
 
 clean:
-	rm -rf $(VENV) $(VENV)-deploy build dist
+	rm -rf $(VENV) $(VENV)-deploy $(VENV)-lower-bounds build dist
 
 # A virtual environment with pinned packages, and Skywave in it as a wheel: what is tested is what is shipped.
 $(VENV)/packages: tests/constraints.txt

@@ -36,7 +36,7 @@ class ErrorGroup(click.Group):
         try:
             return super().invoke(ctx)
         except SkywaveError as error:
-            say(f"Error: {config.masked(str(error))}", err=True)
+            say(f"Error: {mask(str(error))}", err=True)
             if error.hint:
                 say(*(f"  {line}" for line in error.hint.split("\n")), err=True)
             ctx.exit(error.exit_code)
@@ -669,7 +669,7 @@ def config_check(file: str) -> None:
 @click.argument("file", type=click.Path(dir_okay=False))
 def config_show(file: str) -> None:
     """Print FILE with every setting, its default and its documentation; what looks like a secret is masked."""
-    say_document(mask(config.show(_settings(file))))
+    say_document(config.show(_settings(file)))
 
 
 def _settings(file: str) -> Any:

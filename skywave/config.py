@@ -25,6 +25,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from .errors import ConfigError, CredentialError
+from .masking import mask
 from .messages import MAX_KEY, MAX_LABELS
 
 T = TypeVar("T")
@@ -39,10 +40,6 @@ DATA, CREDENTIAL = "data", "credential"
 
 _CONTROL = re.compile("[\x00-\x1f\x7f-\x9f]")
 _IDENTIFIER = re.compile("[A-Za-z_][A-Za-z0-9_]*")
-_SECRETS = re.compile(
-    r"""(?ix) (\b(?:ssl)?password\s*=\s*) (?:'(?:[^'\\]|\\.)*'? | [^\s&'"]+)  # of a libpq connection string or a URL's query
-    | ((?:://)?[^\s/@:'",]{0,64}:) (?!/)\S{1,200} (?=@)  # of a URL, or before a host's name"""
-)
 
 
 def setting(default: Any, doc: str, check: Check | None = None, path: str = "") -> Any:
@@ -507,7 +504,7 @@ def _check_text(value: str, item: dataclasses.Field[Any], where: str, prefix: st
     path = _path(prefix, item.name)
     if "\0" in value:
         raise ConfigError(f"{where}: {path} has a character of code 0")
-    if masked(value) != value:
+    if mask(value) != value:
         place = f"Put it into a file of its own, and name that in {_path(prefix, 'password_file')}." if has_file else ""
         raise ConfigError(f"{where}: {path} has a password in it", place or "Secrets never stand in a configuration.")
     if item.metadata.get("path") and (value.startswith("~") or (not value.strip() and value != item.default)):
@@ -542,15 +539,8 @@ def _value(value: Any, hint: Any, check: Check | None, where: str, path: str) ->
     return value
 
 
-def masked(text: str) -> str:
-    """The text without the passwords that stand in it as they do in connection strings and URLs."""
-    if "@" not in text and "password" not in text.lower():
-        return text
-    return _SECRETS.sub(lambda found: f"{found[1] or found[2]}***", text)
-
-
 def _shown(value: Any) -> str:
-    return masked(repr(value))[:MAX_NAME]
+    return mask(repr(value))[:MAX_NAME]
 
 
 def _type_name(hint: type) -> str:
@@ -584,7 +574,7 @@ def _key(name: str) -> str:
 
 
 def _toml(value: Any) -> str:
-    return masked(json.dumps(value))
+    return mask(json.dumps(value))
 
 
 def credential(path: str) -> str:

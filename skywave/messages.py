@@ -22,6 +22,8 @@ MAX_NUMBER = 2**63 - 1
 """The highest number of a reading, and the highest that an outbox can hold: its databases know signed numbers alone."""
 MAX_STREAMS = 1 << 15
 """Streams in a status. One of a client that could not tell a server for long fills ``MAX_BYTES`` with fewer."""
+MAX_TOLD = 1000
+"""Streams that a client names in a status: of more the oldest and the present one. So many say nothing of others."""
 MAX_DROPPED = 1000
 """Declared losses in a status; the next ones follow when these are confirmed."""
 MAX_LABELS = 64

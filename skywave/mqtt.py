@@ -75,7 +75,7 @@ _REFUSED = "refused the connection"
 @dataclass(frozen=True, slots=True)
 class Message:
     """A received message. ``properties`` are its user properties (the last of equal names wins); ``fault`` says why its
-    properties were not read, "" if they were."""
+    properties were not read, "" if they were. ``packet_id`` is what ``Link.acknowledge`` takes, 0 with QoS 0."""
 
     topic: str
     payload: bytes
@@ -84,6 +84,7 @@ class Message:
     dup: bool = False
     retained: bool = False
     fault: str = ""
+    packet_id: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,6 +131,8 @@ class Link:
     ``on_up`` runs after each successful connect and subscribe, ``on_down`` after each connection that was up,
     ``on_message`` for each message: all in the link's thread, so they must hand over and return.
     While ``on_message`` waits, the socket is not read: that is the way to press back on the broker.
+    With ``session_expiry`` the broker keeps subscriptions, and what came for them with QoS 1, for so many seconds while this
+    side is away. It is then told by ``acknowledge`` what need not be sent again on the next connection.
     ``refusals`` is what the broker does not grant, with its words: publishing, a subscription, the client id. It is
     replaced, never changed. A refused subscription is asked for again every half minute.
     Credentials are read for each connection; while they cannot be read, that is its ``trouble``.
@@ -145,7 +148,10 @@ class Link:
         on_message: Callable[[Message], None],
         will: Will | None = None,
         max_packet: int = MAX_PACKET_BYTES,
+        session_expiry: int = 0,
     ) -> None:
+        self.session_expiry = session_expiry
+        self.session_present = False
         self._brokers = brokers
         self._at = 0
         self._leaving = False
@@ -159,6 +165,7 @@ class Link:
         self._answers = threading.Lock()
         self._said = self._last_answered = 0
         self._unanswered: deque[_Sent] = deque()
+        self._options: dict[str, SubscribeOptions] = {}  # by subscription
         self._subscribing: dict[int, list[str]] = {}  # by packet id, until the broker answers
         self._again: dict[str, float] = {}  # refused subscriptions: when to ask again
         self._broker_takes = 0  # bytes of a packet at most; 0: the broker names no bound
@@ -181,26 +188,27 @@ class Link:
         """Starts connecting in the background."""
         self._thread.start()
 
-    def stop(self) -> None:
-        """Disconnects cleanly (the last will stays unsaid) and waits for the thread.
+    def stop(self, session_expiry: int | None = None) -> None:
+        """Disconnects cleanly (the last will stays unsaid) and waits for the thread; the broker keeps the session for
+        ``session_expiry`` seconds, if there is one.
 
         What was published just before is heard first: a socket that is closed with unread bytes is reset, and takes what
         the broker has not read yet with it.
         """
         self._stopping.set()
         if client := self._client:
-            self._part(client)
+            self._part(client, session_expiry)
         if self._thread.is_alive():
             self._thread.join(5)
 
-    def _part(self, client: paho.Client) -> None:
+    def _part(self, client: paho.Client, session_expiry: int | None = None) -> None:
         """Disconnects once the last message is answered, or will not be."""
         with self._answers:
             last = self._unanswered[-1].info if self._unanswered else None
         if self.connected and last:
             with contextlib.suppress(RuntimeError, ValueError):  # it never left this host
                 last.wait_for_publish(LAST_WORDS_S)
-        client.disconnect()
+        client.disconnect(properties=disconnect_properties(session_expiry) if session_expiry else None)
 
     @property
     def address(self) -> str:
@@ -228,6 +236,20 @@ class Link:
         return (
             f"nothing is read from {self.address} though it is connected" if self.connected and still > AWAY_S else ""
         )
+
+    def acknowledge(self, packet_id: int) -> None:
+        """Tells the broker that a message of a kept session need not be sent again. Any thread may call it; it is for
+        nothing when the connection that brought the message has ended."""
+        if packet_id and self.connected and (client := self._client):
+            client.ack(packet_id, 1)
+
+    def reconnect(self, session_expiry: int) -> None:
+        """Connects anew: the broker sends again what was not acknowledged, and keeps the session for so many seconds from
+        then on."""
+        self.session_expiry = session_expiry
+        if client := self._client:
+            self._leaving = True
+            client.disconnect()
 
     def leave(self, why: str, forget: str) -> None:
         """Goes on to the next broker, if there is another one; this one forgets what it retained of the topic ``forget``.
@@ -292,12 +314,18 @@ class Link:
             self._last_answered = max(self._last_answered, latest)
             return self._last_answered
 
-    def subscribe(self, topics: Iterable[str]) -> None:
-        """Subscribes more topics on the present connection."""
+    def subscribe(self, topics: Iterable[str], qos: int = 1, retain_as_published: bool = False) -> None:
+        """Subscribes more topics on the present connection. With ``retain_as_published`` a message is marked as retained when
+        it is published so, and not only when it comes out of the broker's memory."""
+        options = SubscribeOptions(qos=qos, retainAsPublished=retain_as_published)
         wanted = list(topics)
+        self._options.update(dict.fromkeys(wanted, options))
+        self._ask(wanted)
+
+    def _ask(self, wanted: list[str]) -> None:
         if wanted and (client := self._client):
             with self._answers:  # so that the answer does not come before it is known to what
-                _, number = client.subscribe([(topic, SubscribeOptions(qos=1)) for topic in wanted])
+                _, number = client.subscribe([(topic, self._options[topic]) for topic in wanted])
                 if number is not None:
                     self._subscribing[number] = wanted
 
@@ -344,7 +372,8 @@ class Link:
                 self._again.clear()
             client.connect(
                 self._settings.host, self._settings.port, self._settings.keepalive,
-                clean_start=True, properties=connect_properties(self._max_packet),
+                clean_start=not self.session_expiry,
+                properties=connect_properties(self._max_packet, self.session_expiry),
             )  # fmt: skip
             self._serve(client)
         except (OSError, ValueError, ConfigError) as error:
@@ -395,7 +424,7 @@ class Link:
                 due = [topic for topic, at in self._again.items() if at <= now]
                 for topic in due:
                     del self._again[topic]
-            self.subscribe(due)
+            self._ask(due)
 
     def _note(self, error: str) -> None:
         if error != self.last_error:
@@ -429,6 +458,7 @@ class Link:
     def _new_client(self) -> paho.Client:
         client = _Client(CallbackAPIVersion.VERSION2, self._client_id, protocol=paho.MQTTv5, reconnect_on_failure=False)
         client.max_packet = self._max_packet
+        client.manual_ack_set(bool(self.session_expiry))
         client.max_inflight_messages_set(65535)  # our own window bounds it; paho would queue the rest out of sight
         if self._settings.username:
             client.username_pw_set(self._settings.username, config.secret(self._settings.password_file) or None)
@@ -452,7 +482,7 @@ class Link:
         self._socket = sock
         _tune_socket(sock)
 
-    def _connected(self, client: paho.Client, _data: Any, _flags: Any, reason: Any, properties: Any) -> None:
+    def _connected(self, client: paho.Client, _data: Any, flags: Any, reason: Any, properties: Any) -> None:
         if reason.is_failure:
             self._note(f"{_REFUSED}: {_words(reason, properties)}")
             client.disconnect()
@@ -460,6 +490,7 @@ class Link:
         self._log(logging.INFO, f"connected to {self.address}")
         self._broker_takes = getattr(properties, "MaximumPacketSize", 0)
         self.last_error = ""
+        self.session_present = bool(flags.session_present)
         self.connected = True
         self.connected_at = time.monotonic()
         self.subscribe(self._subscriptions)
@@ -488,7 +519,7 @@ class Link:
         with self._answers:
             topics = self._subscribing.pop(number, [])
         for topic, reason in zip(topics, reasons, strict=False):
-            if not reason.is_failure:
+            if not reason.is_failure or topic.startswith("$SYS/"):  # what a broker tells of itself is nobody's right
                 self._granted(f"subscribe {topic}")
                 continue
             words = f"the broker answers the subscription of {topic} with {_words(reason, properties)}"
@@ -546,9 +577,10 @@ class Link:
             topic = message.topic
         except UnicodeDecodeError:
             topic = ""
+        number = message.mid if message.qos else 0
         try:
             self._on_message(
-                Message(topic, bytes(message.payload), content_type, user, message.dup, message.retain, fault)
+                Message(topic, bytes(message.payload), content_type, user, message.dup, message.retain, fault, number)
             )
         except Exception:  # a raise here would end paho's thread, and with it the service
             log.exception("message on %r was not handled", topic)
@@ -676,11 +708,20 @@ def _hear_last_words(client: paho.Client, sock: _BufferedSocket) -> None:
             return
 
 
-def connect_properties(max_packet: int = MAX_PACKET_BYTES) -> Properties:
-    """With which every client of ours connects; ``max_packet`` in bytes."""
+def connect_properties(max_packet: int = MAX_PACKET_BYTES, session_expiry: int = 0) -> Properties:
+    """With which every client of ours connects; ``max_packet`` in bytes, ``session_expiry`` in seconds."""
     properties = Properties(PacketTypes.CONNECT)
     properties.ReceiveMaximum = RECEIVE_MAXIMUM
     properties.MaximumPacketSize = max_packet
+    if session_expiry:
+        properties.SessionExpiryInterval = session_expiry
+    return properties
+
+
+def disconnect_properties(session_expiry: int) -> Properties:
+    """With which a client goes whose session is to be kept for so many seconds."""
+    properties = Properties(PacketTypes.DISCONNECT)
+    properties.SessionExpiryInterval = session_expiry
     return properties
 
 

@@ -26,6 +26,7 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metri
 from prometheus_client.registry import Collector
 
 from . import config
+from .masking import mask
 from .visible import LineFormatter, visible
 
 log = logging.getLogger(__name__)
@@ -53,7 +54,7 @@ class _Formatter(LineFormatter):
     """No password gets into a log, whatever library wrote the line."""
 
     def format(self, record: logging.LogRecord) -> str:
-        return config.masked(super().format(record))
+        return mask(super().format(record))
 
 
 class _JournalFormatter(_Formatter):

@@ -10,6 +10,7 @@ topic                                 sender      content
 ====================================  ==========  =======================================================
 
 ``{id}`` is the decimal ``client_id``, 1 to 2**32 - 1 without leading zeros; ``{name}`` has no ``/``, ``+`` or ``#``.
+A device may leave out the first or the last slash of the data topic.
 """
 
 from __future__ import annotations
@@ -18,12 +19,15 @@ import re
 
 MAX_CLIENT_ID = 2**32 - 1
 
-ALL_DATA = "/telemetry/client/+/"
-ALL_DATA_SHARED = f"$share/skywave/{ALL_DATA}"
+ALL_DATA_SHARED = [
+    f"$share/skywave/{first}telemetry/client/+{last}" for first in ("/", "") for last in ("/", "")
+]  # fmt: skip
 ALL_CLIENT_STATUS = "/telemetry/client/+/status"
 ALL_SERVER_STATUS = "/telemetry/server/+/status"
+BROKER_DROPPED = "$SYS/broker/publish/messages/dropped"
+"""Where Mosquitto tells how many messages it dropped since its start, because a queue was full."""
 
-_CLIENT = re.compile(r"/telemetry/client/([1-9][0-9]{0,9})/(ack|status)?")
+_CLIENT = re.compile(r"/telemetry/client/([1-9][0-9]{0,9})/(ack|status)|/?telemetry/client/([1-9][0-9]{0,9})/?")
 _SERVER = re.compile(r"/telemetry/server/([^/+#]+)/status")
 
 
@@ -52,7 +56,7 @@ def parse_client(topic: str) -> tuple[int, str] | None:
     match = _CLIENT.fullmatch(topic)
     if match is None:
         return None
-    client_id = int(match[1])
+    client_id = int(match[1] or match[3])
     return (client_id, match[2] or "") if client_id <= MAX_CLIENT_ID else None
 
 

@@ -20,7 +20,8 @@ class Crasher:
     def __init__(self) -> None:
         self.process = subprocess.Popen(
             [sys.executable, __file__], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
-            env={**os.environ, "PYTHONPATH": str(Path(__file__).parent), "OPENBLAS_NUM_THREADS": "1"},
+            env={**os.environ, "PYTHONPATH": os.pathsep.join([str(Path(__file__).parent), *sys.path]),
+                 "OPENBLAS_NUM_THREADS": "1"},
         )  # fmt: skip
 
     def run(self, *args: str, step: int = 0, when: str = "before", what: str = "target") -> int | None:

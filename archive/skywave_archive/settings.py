@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import posixpath
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from pathlib import Path
 from urllib.parse import urlsplit
 
 from skywave import config
@@ -53,7 +54,9 @@ class Archive:
     store: config.Store = field(default_factory=config.Store)
     target: Target = setting(..., "Give a table [target] with the path of the archive.")
     export: Export = field(default_factory=Export)
-    metrics_file: str = setting("", "File for Prometheus' textfile collector; written after each command.")
+    metrics_file: str = setting(
+        "", "File for Prometheus' textfile collector; written after each command.", path=config.DATA
+    )
 
 
 def load(path: str) -> Archive:
@@ -70,6 +73,8 @@ def load(path: str) -> Archive:
         )
     if settings.target.kind == "local":
         check_folder(settings.target.path, f"{path}: target.path")
+        folder = config.located(settings.target.path, Path(path).absolute())
+        settings = replace(settings, target=replace(settings.target, path=folder))
     if settings.store.kind == "embedded":
         check_folder(settings.store.path, f"{path}: store.path")
     if settings.metrics_file:

@@ -35,7 +35,7 @@ from typing import Any, Concatenate, NamedTuple, ParamSpec, TypeVar
 from .. import config
 from ..batch import MAX_READINGS, Batch
 from ..errors import OutboxError
-from ..messages import Dropped, Produced, Range
+from ..messages import MAX_TOLD, Dropped, Produced, Range
 
 log = logging.getLogger(__name__)
 
@@ -62,7 +62,7 @@ _SCHEMA = (
 )
 COLUMNS = "id, stream, first_seq, count, made_at, since, payload, crc"
 _LARGEST = 1 << 62
-MAX_REPORTED = 1000
+MAX_REPORTED = MAX_TOLD
 """Streams, and declared losses, of one status: what the server has recorded makes room for the next."""
 # What a stream's account can be. A flipped bit makes numbers that would overflow, or keep an audit busy for ever.
 _SOUND = (
@@ -317,9 +317,9 @@ class Outbox(ABC):
             self._looked_at, self._most_bytes, self._free = now, self.backlog().bytes, self._free_disk()
         most, least = self._settings.max_bytes, self._settings.min_free_disk
         if self._most_bytes > 0 and self._most_bytes + more > most:
-            return f"it holds {_mib(self._most_bytes)} of outbox.max_bytes {_mib(most)}"
+            return f"it holds {_size(self._most_bytes)} of outbox.max_bytes {_size(most)}"
         if self._free < least:
-            return f"{self._disk_path} has {_mib(self._free)} free of outbox.min_free_disk {_mib(least)}"
+            return f"{self._disk_path} has {_size(self._free)} free of outbox.min_free_disk {_size(least)}"
         return ""
 
     def replace(self, batches: Sequence[Batch]) -> None:
@@ -577,8 +577,8 @@ class Outbox(ABC):
         )
 
 
-def _mib(size: int) -> str:
-    return f"{size / (1 << 20):.1f} MiB"
+def _size(count: int) -> str:
+    return f"{count / (1 << 20):.1f} MiB" if count >= 1 << 20 else f"{count / (1 << 10):.1f} KiB"
 
 
 def open_outbox(settings: config.Outbox) -> Outbox:

@@ -275,7 +275,8 @@ class Uplink:
         now = time.monotonic()
         if now - self._said_bad_at > LOG_EVERY_S:
             self._said_bad_at = now
-            log.warning("message on %r is ignored, as %d before it: %s", message.topic, self.bad_messages - 1, why)
+            before = f", as {self.bad_messages - 1} before it" if self.bad_messages > 1 else ""
+            log.warning("message on %r is ignored%s: %s", message.topic, before, why)
 
     def _receive(self, message: Message) -> None:
         if (server := topics.parse_server(message.topic)) is not None:

@@ -11,9 +11,9 @@ from typing import Any
 from .. import config
 from ..errors import ConfigError, PoisonError
 from ..mqtt import Message
-from .admission import Admission, build_block
+from .admission import Admission, build_block, digest_stream
 from .store import Rejected, Store, place
-from .subscriber import boottime
+from .subscriber import boottime, utc_today
 
 
 def find(stores: Sequence[Store], client_id: int | None = None, limit: int = 100) -> list[dict[str, Any]]:
@@ -75,6 +75,8 @@ def replay(
     Raises ``PoisonError`` if it still is none that can be stored.
     """
     row = get(stores, sha256, client_id, batch)
+    if not row.client_id:
+        raise PoisonError(row.reason)
     store = stores[place(settings.store)(row.client_id)]
     properties: dict[str, str] = json.loads(row.properties or "{}")
     content_type = properties.pop("content_type", "")
@@ -82,8 +84,9 @@ def replay(
         properties["attempt"] = "1"  # it may have been stored since: look it up
     message = Message(row.topic, row.payload, content_type, properties)
     # Readings without an id are numbered after the message's digest, so that a second replay finds the first.
-    admission = Admission(settings.ingest, int(row.sha256[:15], 16) + 1)
-    admitted, bad = admission.admit(row.client_id, message, row.day, boottime())
+    admission = Admission(settings.ingest, digest_stream(row.sha256))
+    # By today's date: what a clock that was wrong took for the future may have come. JSON keeps the day of its arrival.
+    admitted, bad = admission.admit(row.client_id, message, utc_today(), boottime(), row.day)
     if bad:
         raise PoisonError(bad[0].reason)
     found = store.existing([item.probe() for item in admitted if item.look_up])

@@ -27,12 +27,14 @@ from ..messages import Dropped, Produced
 from . import schema
 
 LOOK_UP_AT_ONCE = 1000
+REJECTED_OVERHEAD = 1024
+"""Bytes that a rejected message counts beside its text."""
 LOOK_UP_LETTERS = 30_000
 """Of keys in one statement: ClickHouse takes 256 KiB (max_query_size), and a letter may be four bytes."""
 T = TypeVar("T")
-NO_DEDUPLICATION = {"deduplicate_insert": "disable", "deduplicate_insert_select": "disable"}
-"""Settings of current engines: a block that was written once without reaching its quorum would be taken for done when it
-is written again, and be acknowledged. (Up to 26.1, and in 18.16, that is ``insert_deduplicate``.)"""
+NO_DEDUPLICATION = {"insert_deduplicate": 0, "deduplicate_insert": "disable", "deduplicate_insert_select": "disable"}
+"""A block that was written once without reaching its quorum would be taken for done when it is written again, and be
+acknowledged. The first name is that of releases up to 26.1; later ones obey the others alone."""
 NO_DROP_LIMITS = {"max_table_size_to_drop": 0, "max_partition_size_to_drop": 0}
 """Settings of current engines, which else refuse to drop or replace a day of more than 50 GB."""
 
@@ -43,6 +45,10 @@ _TYPES: dict[str, Any] = {
     "created_day": "datetime64[D]",
 }  # fmt: skip
 """numpy type of each column; all others are strings, held as objects of type bytes."""
+
+
+Reading = tuple[int, str, int, float]
+"""What a reading says, whatever its name: client, key, time (µs) and value."""
 
 
 class Probe(NamedTuple):
@@ -90,6 +96,12 @@ class Rejected:
     payload: bytes
     received_at: int
     day: date
+
+    @property
+    def size(self) -> int:
+        """Bytes that it counts towards its client's quota, see ``Store.rejected_bytes``."""
+        texts = (self.topic, self.reason, self.properties)
+        return len(self.payload) + sum(len(text.encode(errors="surrogateescape")) for text in texts) + REJECTED_OVERHEAD
 
 
 class Store(ABC):
@@ -323,12 +335,30 @@ class Store(ABC):
             found |= {name for name in wanted if name[:2] == (client_id, stream) and first <= name[2] <= last}
         return found
 
+    def known_readings(self, readings: Sequence[Reading]) -> set[Reading]:
+        """Which of the readings are stored, under whatever name and day."""
+        found: set[Reading] = set()
+        wanted = sorted(set(readings))
+        step = min(LOOK_UP_AT_ONCE, LOOK_UP_LETTERS // max((len(key) for _, key, _, _ in wanted), default=1))
+        for start in range(0, len(wanted), step):
+            part = wanted[start : start + step]
+            clients = {str(client) for client, _, _, _ in part}
+            keys = {quote(key) for _, key, _, _ in part}
+            times = {str(at) for _, _, at, _ in part}
+            rows = self.query(
+                f"SELECT DISTINCT client_id, data_key, created_at, data_value FROM {self.database}.telemetry"
+                f" WHERE client_id IN ({', '.join(clients)}) AND data_key IN ({', '.join(keys)})"
+                f" AND created_at IN ({', '.join(times)})"
+            )
+            found |= {(int(client), text(key), int(at), float(value)) for client, key, at, value in rows}
+        return found.intersection(wanted)
+
     def rejected_bytes(self, client_id: int, day: date) -> int:
-        """Bytes of poison kept for a client on a day."""
+        """Bytes of poison kept for a client on a day: the sum of their ``Rejected.size``."""
+        size = f"length(payload) + length(topic) + length(reason) + length(properties) + {REJECTED_OVERHEAD}"
         return int(
             self.query(
-                f"SELECT sum(length(payload)) FROM {self.database}.rejected"
-                f" WHERE client_id = {client_id} AND day = '{day}'"
+                f"SELECT sum({size}) FROM {self.database}.rejected WHERE client_id = {client_id} AND day = '{day}'"
             )[0][0]
         )
 

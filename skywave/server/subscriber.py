@@ -1,8 +1,13 @@
-"""From the broker into a bounded inbox, or into one for each shard of the store.
+"""From the brokers into a bounded inbox, or into one for each shard of the store.
 
 While the inbox is full the socket is not read: the broker queues, and its clients' windows bound what it queues.
-When that lasts, the server says that it does not accept, unsubscribes and drops what still arrives: nothing is lost by
-that, because a client keeps every reading until it is acknowledged.
+When that lasts, the server says that it does not accept and drops the batches that still arrive: nothing is lost by that,
+because a client keeps every reading until it is acknowledged.
+
+A device that publishes plain JSON keeps nothing, so the broker keeps it: the server has a session there that outlives it,
+answers a JSON message (PUBACK) when it is committed, and gets sent again what it has not answered. Batches are answered
+when they are read. Beside other servers a session that nobody serves would get its share of the batches all the same, so
+there it is kept for a minute; and who does not accept stays subscribed only where no other server does (decision 28).
 
 With several shards a full inbox is not waited for, so that no shard holds up another one's clients: what arrives for it is
 dropped, and the server accepts as long as one of them does.
@@ -11,52 +16,79 @@ dropped, and the server accepts as long as one of them does.
 from __future__ import annotations
 
 import logging
+import secrets
 import threading
 import time
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import replace
 from datetime import UTC, date, datetime
 
 from .. import __version__, config, topics
+from ..errors import PoisonError
 from ..messages import EARLIEST, Ack, ServerStatus
-from ..mqtt import Link, Message, Will
+from ..mqtt import RECEIVE_MAXIMUM, Link, Message, Will
+from .admission import is_batch
 from .store import of_shard
 
 log = logging.getLogger(__name__)
 
 MESSAGE_OVERHEAD = 1024
-"""Bytes counted for each held message beside its payload."""
+"""Bytes counted for each held message beside its text."""
+PROPERTY_OVERHEAD = 200
+CLIENT_SHARE = 2
+"""One client may hold half of the inbox."""
+KEPT_S = 7 * 86_400
+"""How long a broker keeps plain JSON for a server that is away."""
+KEPT_BESIDE_OTHERS_S = 60
+REDELIVERY_S = 30.0
+"""A broker is asked at most so often to send again what did not fit."""
 
 
-@dataclass(frozen=True, slots=True)
 class Received:
-    """A message and when it came: ``at`` in seconds of CLOCK_BOOTTIME, which goes on while the machine sleeps."""
+    """A message and when it came: ``at`` in seconds of CLOCK_BOOTTIME, which goes on while the machine sleeps. ``settle``,
+    if it has one, is told when it is committed; ``size`` is about the bytes that it takes."""
 
-    message: Message
-    at: float
+    __slots__ = ("at", "client_id", "message", "settle", "size")
+
+    def __init__(
+        self, message: Message, at: float, client_id: int = 0, settle: Callable[[Received], None] | None = None
+    ) -> None:
+        self.message, self.at, self.client_id, self.settle = message, at, client_id, settle
+        self.size = len(message.payload) + len(message.topic) + len(message.content_type) + MESSAGE_OVERHEAD
+        if properties := message.properties:
+            text = sum(map(len, properties)) + sum(map(len, properties.values()))
+            self.size += text + PROPERTY_OVERHEAD * len(properties)
 
 
 class Inbox:
-    """Received messages, bounded by bytes. One thread puts, one takes."""
+    """Received messages, bounded by bytes, in all and for each client. One thread puts, one takes."""
 
     def __init__(self, max_bytes: int) -> None:
         self._max_bytes = max_bytes
         self._items: deque[Received] = deque()
+        self._held: Counter[int] = Counter()
         self._changed = threading.Condition()
         self.bytes = 0
 
     def __len__(self) -> int:
         return len(self._items)
 
+    def is_share_of(self, item: Received) -> bool:
+        """True if its client holds little enough for one more."""
+        held = self._held[item.client_id]
+        return not held or held + item.size <= self._max_bytes // CLIENT_SHARE
+
     def put(self, item: Received, timeout: float) -> bool:
-        """False if there is no room within ``timeout`` seconds."""
-        size = len(item.message.payload) + MESSAGE_OVERHEAD
+        """False if there is no room within ``timeout`` seconds, or at once if it is more than its client's share."""
+        size = item.size
         with self._changed:
+            if not self.is_share_of(item):
+                return False
             if not self._changed.wait_for(lambda: self.bytes + size <= self._max_bytes or not self._items, timeout):
                 return False
             self._items.append(item)
-            self.bytes += size
+            self._count(item, size)
             self._changed.notify_all()
         return True
 
@@ -71,9 +103,98 @@ class Inbox:
             if not self._items:
                 return None
             item = self._items.popleft()
-            self.bytes -= len(item.message.payload) + MESSAGE_OVERHEAD
+            self._count(item, -item.size)
             self._changed.notify_all()
         return item
+
+    def put_back(self, items: Sequence[Received]) -> None:
+        """Keeps what was taken for later, as the oldest."""
+        with self._changed:
+            self._items.extendleft(reversed(items))
+            for item in items:
+                self._count(item, item.size)
+
+    def _count(self, item: Received, size: int) -> None:
+        self.bytes += size
+        self._held[item.client_id] += size
+        if not self._held[item.client_id]:
+            del self._held[item.client_id]
+
+
+class Broker:
+    """A broker as a server sees it: the link, the other servers there, and the JSON that is not answered yet."""
+
+    def __init__(self, link: Link) -> None:
+        self.link = link
+        self.others: dict[str, bool] = {}
+        """Whether they accept, by name; replaced and never changed, because several threads read it."""
+        self.subscribed: bool | None = None
+        self.marker = ""
+        self.caught_up = True
+        """False while there comes what waited for this server."""
+        self.lacks = False
+        """True if it has to send something again, because there was no room for it."""
+        self.dropped = 0
+        self._connected_before = False
+        self._unanswered: dict[int, Received] = {}
+        self._lock = threading.Lock()
+        self._asked_at = -REDELIVERY_S
+
+    def came_up(self) -> bool:
+        """Begins a connection; False if the broker has forgotten the session that there was."""
+        kept = self.link.session_present or not self._connected_before
+        self._connected_before = True
+        self.subscribed, self.lacks = None, False
+        self.marker = secrets.token_hex(8)
+        self.caught_up = not self.link.session_present
+        if not self.link.session_present:
+            with self._lock:
+                self._unanswered.clear()  # their numbers are other messages' now
+        return kept
+
+    def hold(self, item: Received) -> bool:
+        """Keeps in mind that a message is to be answered; False if it is held since an earlier connection."""
+        with self._lock:
+            held = self._unanswered.get(item.message.packet_id)
+            if held is not None and item.message.dup and held.message.payload == item.message.payload:
+                return False
+            if item.message.packet_id:
+                self._unanswered[item.message.packet_id] = item
+            return True
+
+    def let_go(self, item: Received) -> None:
+        """Forgets a message that there was no room for: the broker still has it."""
+        with self._lock:
+            if self._unanswered.get(item.message.packet_id) is item:
+                del self._unanswered[item.message.packet_id]
+
+    def answer(self, item: Received) -> None:
+        """Tells the broker that it may forget a message, unless it has forgotten it by itself."""
+        with self._lock:
+            if self._unanswered.get(item.message.packet_id) is item:
+                del self._unanswered[item.message.packet_id]
+                self.link.acknowledge(item.message.packet_id)
+
+    @property
+    def unanswered(self) -> int:
+        """Messages that are held until they are committed."""
+        return len(self._unanswered)
+
+    @property
+    def others_accept(self) -> bool:
+        """True while batches and JSON go to another server of this broker as well."""
+        return any(self.others.values())
+
+    @property
+    def kept_s(self) -> int:
+        """How long the broker is to keep what comes for this server while it is away."""
+        return KEPT_BESIDE_OTHERS_S if self.others else KEPT_S
+
+    def ask_again(self) -> None:
+        """Has the broker send again what is not answered, not too often."""
+        if self.lacks and time.monotonic() - self._asked_at > REDELIVERY_S:
+            self._asked_at = time.monotonic()
+            self.link.reconnect(self.link.session_expiry)
 
 
 class Subscriber:
@@ -93,8 +214,10 @@ class Subscriber:
         self._status: ServerStatus | None = None
         self.received = 0
         self.dropped = 0
+        self.foreign_lost = 0
         self.data_at = time.monotonic()
         self.links = [self._link(broker) for broker in settings.mqtt.brokers()]
+        self._brokers = {link: Broker(link) for link in self.links}
         self._heard_from: dict[int, Link] = {}  # by client: where its acknowledgements go
 
     def _link(self, broker: config.Mqtt) -> Link:
@@ -103,10 +226,11 @@ class Subscriber:
             [broker],
             f"skywave-server-{self._name}",
             [],
-            on_up=lambda: self._up(link),
+            on_up=lambda: self._up(self._brokers[link]),
             on_down=lambda why: log.debug("broker: %s", why.reason),
-            on_message=lambda message: self._receive(link, message),
+            on_message=lambda message: self._hear(link, message),
             will=Will(topics.server_status(self._name), self._say(False).encode()),
+            session_expiry=KEPT_S,
         )
         return link
 
@@ -119,6 +243,11 @@ class Subscriber:
     def accepting(self) -> bool:
         """True while batches of some shard are taken."""
         return any(self._accepting)
+
+    @property
+    def broker_dropped(self) -> int:
+        """Messages that the brokers say they dropped since their start, whomever they were for."""
+        return sum(broker.dropped for broker in self._brokers.values())
 
     def accepts(self, shard: int) -> bool:
         """True while a shard's batches are taken."""
@@ -135,18 +264,21 @@ class Subscriber:
             link.start()
 
     def stop(self) -> None:
-        """Says that this server is gone and disconnects."""
+        """Says that this server is gone and disconnects. The brokers keep JSON for it, unless another server takes that."""
         self._stopping = True
         for shard in range(len(self._inboxes)):
             self.set_accepting(False, shard)
-        for link in self.links:
-            link.stop()
+        for broker in self._brokers.values():
+            broker.link.stop(broker.kept_s if broker.subscribed else KEPT_S)
 
     def tick(self) -> None:
-        """Publishes the status again when the UTC date has changed."""
+        """Publishes the status again when the UTC date has changed; gets what there was no room for, when there is."""
         status = self._status
         if status is not None and status.date != utc_today():
             self._publish_status()
+        if self.accepting and not any(map(len, self._inboxes)):
+            for broker in self._brokers.values():
+                broker.ask_again()
 
     def set_accepting(self, accepting: bool, shard: int = 0) -> None:
         """Starts or stops taking a shard's batches, and tells the clients. Client statuses are always taken."""
@@ -159,8 +291,8 @@ class Subscriber:
                 log.info("%s batches%s", "accepts" if accepting else "does not accept", self._of_shard[shard])
             if before == self.accepting:
                 return
-            for link in self.links:
-                (link.subscribe if accepting else link.unsubscribe)([topics.ALL_DATA_SHARED])
+            for broker in self._brokers.values():
+                self._subscribe(broker)
             self._publish_status()
 
     def acknowledge(self, client_id: int, ack: Ack) -> None:
@@ -175,33 +307,121 @@ class Subscriber:
     def _publish_status(self) -> None:
         with self._lock:  # several threads: the last to be published must be the last that is true
             self._status = self._say(self.accepting)
-            for link in self.links:
-                link.publish(topics.server_status(self._name), self._status.encode(), retain=True)
+            for broker in self._brokers.values():
+                broker.link.publish(
+                    topics.server_status(self._name), self._status.encode(), retain=True,
+                    properties=[("connection", broker.marker)],
+                )  # fmt: skip
 
-    def _up(self, link: Link) -> None:
+    def _subscribe(self, broker: Broker) -> None:
+        """Subscribes what devices and clients publish, or ends it where another server takes that."""
+        wanted = self.accepting or not broker.others_accept
+        if wanted != broker.subscribed:
+            broker.subscribed = wanted
+            if wanted:
+                broker.link.subscribe(topics.ALL_DATA_SHARED, retain_as_published=True)
+            else:
+                broker.link.unsubscribe(topics.ALL_DATA_SHARED)
+
+    def _up(self, broker: Broker) -> None:
         with self._lock:
-            link.subscribe([topics.ALL_CLIENT_STATUS, *([topics.ALL_DATA_SHARED] if self.accepting else [])])
+            if not broker.came_up():
+                log.warning("broker %s: kept nothing for this server; what devices published as plain JSON meanwhile"
+                            " is lost", broker.link.address)  # fmt: skip
+            # QoS 0, so that nothing of them is kept while this server is away: they come often, and are retained.
+            broker.link.subscribe([topics.ALL_CLIENT_STATUS, topics.BROKER_DROPPED], qos=0)
+            broker.link.subscribe([topics.ALL_SERVER_STATUS])
+            self._subscribe(broker)
         self._publish_status()
 
+    # -- what a broker sends -----------------------------------------------------------------------------------------
+
+    def _hear(self, link: Link, message: Message) -> None:
+        broker = self._brokers[link]
+        if message.topic == topics.BROKER_DROPPED:
+            self._broker_dropped(broker, message)
+        elif name := topics.parse_server(message.topic):
+            broker.link.acknowledge(message.packet_id)
+            if name == self._name:
+                broker.caught_up |= (message.properties or {}).get("connection") == broker.marker
+            else:
+                self._other_server(broker, name, message)
+        else:
+            self._receive(link, message)
+
+    def _broker_dropped(self, broker: Broker, message: Message) -> None:
+        number = int(message.payload) if message.payload[:20].isdigit() else 0
+        if number > broker.dropped:
+            log.warning("broker %s: has dropped %d messages since its start, because a queue was full; plain JSON among"
+                        " them is lost", broker.link.address, number)  # fmt: skip
+        broker.dropped = number
+
+    def _other_server(self, broker: Broker, name: str, message: Message) -> None:
+        """Takes note of another server that this broker has, or had until somebody cleared its status."""
+        try:
+            accepting = bool(message.payload) and ServerStatus.decode(message.payload).accepting
+        except PoisonError as error:
+            log.warning("server %.100r: %.200s", name, error)
+            return
+        with self._lock:
+            others = broker.others | {name: accepting}
+            if not message.payload:
+                del others[name]
+            broker.others = others
+            self._subscribe(broker)
+            if broker.kept_s != broker.link.session_expiry:
+                log.info("broker %s: keeps plain JSON for %d s while this server is away%s", broker.link.address,
+                         broker.kept_s, f", because there is also {', '.join(sorted(others))}" if others else "")  # fmt: skip
+                broker.link.reconnect(broker.kept_s)
+
     def _receive(self, link: Link, message: Message) -> None:
+        broker = self._brokers[link]
         self.received += 1
-        item = Received(message, boottime())
         who = topics.parse_client(message.topic)
         client_id, kind = who or (0, "")
         if not kind:
             self.data_at = time.monotonic()
         if kind == "status" and not message.payload:
             return  # a client has this broker forget it, because it moves on to another one
-        if message.retained and self._heard_from.get(client_id, link) is not link:
+        if kind == "status" and message.retained and self._heard_from.get(client_id, link) is not link:
             return  # what a broker remembers of a client that has moved on to another one
         self._heard_from[client_id] = link
-        shard = self._shard_of(client_id)
-        alone = len(self._inboxes) == 1
-        if self._inboxes[shard].put(item, self._pause_after if alone and self.accepting else 0.0):
+        if kind or is_batch(message):
+            link.acknowledge(message.packet_id)
+            if not broker.caught_up:
+                message = replace(message, dup=True)  # it waited here, and was perhaps sent again and stored meanwhile
+            self._put(Received(message, boottime(), client_id))
+        else:
+            self._receive_foreign(broker, Received(message, boottime(), client_id, broker.answer))
+
+    def _receive_foreign(self, broker: Broker, item: Received) -> None:
+        """Plain JSON: the broker has it until it is committed, and sends it again if there is no room for it now."""
+        if not broker.hold(item):
             return
+        alone = len(self._inboxes) == 1
+        crowd = not alone and broker.unanswered > RECEIVE_MAXIMUM // 2
+        if not crowd and self._put(item):
+            return
+        if item.message.packet_id and alone:
+            broker.let_go(item)
+            broker.lacks = True
+            return
+        broker.answer(item)  # it would take a place among those that may be unanswered, and so hold up other shards
+        self.foreign_lost += 1
+        if self.foreign_lost == 1 or not self.foreign_lost % 1000:
+            log.error("client %d: plain JSON is lost, because there is no room for it (%d messages since the start)",
+                      item.client_id, self.foreign_lost)  # fmt: skip
+
+    def _put(self, item: Received) -> bool:
+        shard = self._shard_of(item.client_id)
+        inbox = self._inboxes[shard]
+        alone = len(self._inboxes) == 1
+        if inbox.put(item, self._pause_after if alone and self.accepting else 0.0):
+            return True
         self.dropped += 1
-        if alone:
+        if alone and inbox.is_share_of(item):
             self.set_accepting(False)
+        return False
 
 
 def boottime() -> float:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 
 import pytest
+from skywave_archive.manifest import FORMAT
 from vault import days_ago
 
 OLD, MID, NEW = days_ago(3), days_ago(2), days_ago(1)
@@ -141,9 +142,9 @@ def test_19_a_file_deleted_by_hand_is_missed_and_the_rest_restored(filled, click
 def test_43_a_newer_manifest_version_is_refused_and_says_what_it_needs(filled, clickhouse):
     path = filled.manifest_path(OLD)
     body = json.loads(path.read_text())
-    path.write_text(json.dumps({**body, "format": 2, "skywave": "9.1.0"}))
+    path.write_text(json.dumps({**body, "format": FORMAT + 1, "skywave": "9.1.0"}))
     result = filled.run("restore", "--into", url(filled, clickhouse), code=2)
-    assert "format 2" in result["stderr"] and "9.1.0" in result["stderr"]
+    assert f"format {FORMAT + 1}" in result["stderr"] and "9.1.0" in result["stderr"]
     assert dict(filled.outcomes(result))[str(OLD)] == "failed"
     filled.assert_restored(filled.open(database=f"{filled.database}_back"), days=(MID, NEW))
 

@@ -39,6 +39,7 @@ MINUTES = {
     "SkywaveSensorMissed": (10, 'skywave_client_sensor_missed_total{sensor="t"}', "0 5x99", "5x99"),
     "SkywaveRejected": (10, "skywave_server_rejected_total", "0 2x99", "2x99"),
     "SkywaveRejectedOverQuota": (10, "skywave_server_over_quota_total", "0 2x99", "2x99"),
+    "SkywaveJsonLost": (10, "skywave_server_foreign_lost_total", "0 2x99", "2x99"),
     "SkywaveShardDown": (6, 'skywave_server_shard_ok{shard="s1"}', "0x99", "1x99"),
     "SkywaveArchiveFailed": (61, 'skywave_archive_last_exit_code{command="verify"}', "1x99", "0x99"),
     "SkywaveUnitFailed": (

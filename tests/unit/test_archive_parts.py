@@ -284,3 +284,14 @@ def test_addresses_of_namenodes_stand_between_commas_or_semicolons(tmp_path):
     for between in (",", ", ", ";"):
         path.write_text(f'[target]\npath = "/a"\nurls = "http://nn1:9870{between}http://nn2:9870/"\n')
         assert settings.load(str(path)).target.addresses == ["http://nn1:9870", "http://nn2:9870"]
+
+
+def test_a_relative_folder_of_an_archive_counts_from_its_file(tmp_path, monkeypatch):
+    from skywave_archive.settings import load
+
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    monkeypatch.delenv("STATE_DIRECTORY", raising=False)
+    (tmp_path / "a.toml").write_text('metrics_file = "m.prom"\n[target]\nkind = "local"\npath = "days"\n')
+    found = load(str(tmp_path / "a.toml"))
+    assert found.target.path == str(tmp_path / "days") and found.metrics_file == str(tmp_path / "m.prom")

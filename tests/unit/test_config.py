@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from skywave import config
 from skywave.errors import ConfigError
+from skywave.masking import mask
 from skywave.server.store import place
 
 CLIENT = "client_id = 7\n[sensors.t]\nport = 9090\n"
@@ -150,6 +151,13 @@ def test_a_password_in_a_configuration_is_refused_and_not_repeated(tmp_path, tex
     assert told in message and "S3CRET" not in message and "S3C" not in message
 
 
+@pytest.mark.parametrize(
+    "text", ["postgresql://edge@db:5432/o", "host=db passfile=/etc/pass", "host=/run/postgresql user=a"]
+)
+def test_a_connection_string_without_a_password_is_taken(tmp_path, text):
+    assert load(tmp_path, CLIENT + f'[outbox]\nkind = "postgresql"\ndsn = "{text}"\n').outbox.dsn == text
+
+
 def test_passwords_are_masked_wherever_text_is_shown():
     for secret in (
         "host=db password=S3CRET user=edge",
@@ -157,9 +165,9 @@ def test_passwords_are_masked_wherever_text_is_shown():
         "postgresql://db/o?password=S3CRET&user=edge",
         "password='S3C RET' user=edge",
     ):
-        assert "S3C" not in config.masked(secret) and "edge" in config.masked(secret) and "***" in config.masked(secret)
+        assert "S3C" not in mask(secret) and "edge" in mask(secret) and "***" in mask(secret)
     harmless = "http://127.0.0.1:9101/status, host=db port=5432 passfile=/etc/pass password_file = /etc/p"
-    assert config.masked(harmless) == harmless
+    assert mask(harmless) == harmless
     assert "S3CRET" not in config.show(config.Outbox(dsn="password=S3CRET"))
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import tarfile
+import time
 
 import pytest
 
@@ -79,3 +80,23 @@ def test_a_bundle_has_no_secret_though_a_configuration_and_a_file_hold_one(tmp_p
     assert "user=edge" in texts["skywave-bundle/configuration/client.toml"]
     for name, text in texts.items():
         assert SECRET not in text and "fromTheFile" not in text, name
+
+
+@pytest.mark.parametrize(
+    "text", ["a" * 200_000, "a:" * 100_000, "password" * 25_000, "password=" * 20_000, "a." * 100_000]
+)
+def test_a_long_text_costs_no_more_than_its_length(text):
+    """Each line of a log is looked at, and others write into it."""
+    long, short = (min(timed(text[:size]) for _ in range(3)) for size in (len(text), len(text) // 8))
+    assert long < 40 * short + 0.05
+
+
+def timed(text):
+    began = time.process_time()
+    mask(text)
+    return time.process_time() - began
+
+
+@pytest.mark.parametrize("text", ["a" * 500_000, "a:" * 50_000 + "@", "password" * 50_000, "password=\\" * 20_000])
+def test_a_long_text_costs_what_its_length_says(text):
+    assert len(mask(text, {"unheard-of"})) <= len(text) + len(MASK)

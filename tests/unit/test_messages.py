@@ -144,6 +144,66 @@ def test_foreign_readings_are_exact_and_bad_ones_do_not_take_the_good_ones_along
     assert len(bad) == 7
 
 
+@pytest.mark.parametrize(
+    ("written", "microseconds"),
+    [
+        ("1796000000", 1796000000_000000),
+        ("1796000000.1234567", 1796000000_123457),
+        ("1796000000123", 1796000000_123000),
+        ("1796000000123456", 1796000000_123456),
+        ("1796000000123456789", 1796000000_123457),
+        ('"1796000000123"', 1796000000_123000),
+        ("253402300799", 253402300799_000000),
+        ("253402300800", 253402300_800000),
+        ("-62135596800", -62135596800_000000),
+        ('"2026-11-30T08:00:00Z"', 1796025600_000000),
+        ('"2026-11-30 09:00:00.25+01:00"', 1796025600_250000),
+        ("0e999999", 0),
+    ],
+)
+def test_a_time_is_taken_in_each_way_that_can_mean_but_one(written, microseconds):
+    good, bad = foreign.parse(b'{"created_at": %b, "data_key": "k", "data_value": 1}' % written.encode())
+    assert (bad, [reading.created_at for reading in good]) == ([], [microseconds])
+
+
+@pytest.mark.parametrize(
+    ("element", "hint"),
+    [
+        ('{"data_key": "k", "data_value": 1}', "seconds since 1970"),
+        ('{"created_at": null, "data_key": "k", "data_value": 1}', "seconds since 1970"),
+        ('{"created_at": "2026-11-30T08:00:00", "data_key": "k", "data_value": 1}', "end it with Z"),
+        ('{"created_at": "30.11.2026", "data_key": "k", "data_value": 1}', "2026-11-30T08:00:00Z"),
+        ('{"created_at": 1, "data_key": "k", "data_value": "21,5"}', "follow a point"),
+        ('{"created_at": 1, "data_key": "k", "data_value": true}', "true or false"),
+        ('{"created_at": 1, "data_key": "k", "value": 1}', "'value' but no data_value"),
+        ('{"ts": 1, "data_key": "k", "data_value": 1}', "'ts' but no created_at"),
+        ('{"temperature": 21.5, "battery": 80}', "'temperature, battery' but no data_key"),
+        ('{"created_at": 1, "data_key": "k", "data_value": 1, "id": "x"}', "id must be an integer"),
+        ('{"created_at": 1, "data_key": "k", "data_value": %s}' % ("9" * 5000), "not a finite number"),
+        ('{"created_at": 1, "data_key": "k", "data_value": 1e99999999999999999999}', "data_value must be"),
+    ],
+)
+def test_what_is_no_reading_is_told_how_it_would_be_one_and_takes_no_other_along(element, hint):
+    good, bad = foreign.parse(b'[%b, {"created_at": 1, "data_key": "k", "data_value": 1}]' % element.encode())
+    assert len(good) == len(bad) == 1
+    assert hint in bad[0].reason
+    assert len(bad[0].reason) < 500
+
+
+@pytest.mark.parametrize(
+    ("written", "number"),
+    [("7", 7), ('"7"', 7), ("7.0", 7), ('"7e0"', 7), ("null", 0), ("18446744073709551615", 2**64 - 1)],
+)
+def test_an_id_is_a_number_like_any_other_and_known_of_a_bad_reading(written, number):
+    (reading,), _ = foreign.parse(b'{"created_at": 1, "data_key": "k", "data_value": 1, "id": %b}' % written.encode())
+    _, (bad,) = foreign.parse(b'{"created_at": 1, "data_key": "k", "data_value": NaN, "id": %b}' % written.encode())
+    assert reading.id == bad.id == number
+
+
+def test_a_string_of_c_ends_with_a_zero():
+    assert len(foreign.parse(b'{"created_at": 1, "data_key": "k", "data_value": 1}\0')[0]) == 1
+
+
 def test_ranges_merge_when_they_touch():
     assert merge([Range(1, 5, 9), Range(1, 1, 4), Range(2, 1, 1), Range(1, 11, 12)]) == [
         Range(1, 1, 9), Range(1, 11, 12), Range(2, 1, 1)
@@ -151,12 +211,14 @@ def test_ranges_merge_when_they_touch():
 
 
 @pytest.mark.parametrize("topic", ["/telemetry/client/0/", "/telemetry/client/01/", "/telemetry/client/4294967296/",
-                                   "/telemetry/client/1", "/telemetry/client/x/", "telemetry/client/1/", ""])  # fmt: skip
+                                   "/telemetry/client/1/x", "/telemetry/client/x/", "telemetry/client/1/ack", ""])  # fmt: skip
 def test_topics_that_are_no_clients(topic):
     assert topics.parse_client(topic) is None
 
 
 def test_topics_of_clients_and_servers():
     assert topics.parse_client(topics.data(7)) == (7, "")
+    for written in ("/telemetry/client/7", "telemetry/client/7/", "telemetry/client/7"):
+        assert topics.parse_client(written) == (7, "")
     assert topics.parse_client(topics.ack(2**32 - 1)) == (2**32 - 1, "ack")
     assert topics.parse_server(topics.server_status("a")) == "a"
