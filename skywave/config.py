@@ -13,6 +13,7 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import json
+import logging
 import os
 import re
 import socket
@@ -28,6 +29,7 @@ from .errors import ConfigError, CredentialError
 from .masking import mask
 from .messages import MAX_KEY, MAX_LABELS
 
+log = logging.getLogger(__name__)
 T = TypeVar("T")
 INSTALLED = Path("/etc/skywave")
 """Where an installed host has its configurations, and in ``credentials`` what they name."""
@@ -363,8 +365,14 @@ def located(path: str, file: Path, leads_to: str = DATA) -> str:
     if leads_to == CREDENTIAL:
         return path if "CREDENTIALS_DIRECTORY" in os.environ else str(file.parent / path)
     if file.parent == INSTALLED:
-        return str(STATE.format(file.stem) / Path(path))
-    return str(Path(os.environ.get("STATE_DIRECTORY", "").split(":")[0] or file.parent, path))
+        place = Path(STATE.format(file.stem), path)
+    else:
+        place = Path(os.environ.get("STATE_DIRECTORY", "").split(":")[0] or file.parent, path)
+    here = Path(path).absolute()
+    if here != place and here.exists() and not place.exists():  # release 0.1.0 counted from where it was started
+        log.warning("%s is gone on with, as %s does not exist: move it there, or give its absolute path", here, place)
+        return str(here)
+    return str(place)
 
 
 def secret_files(path: str | Path) -> list[str]:

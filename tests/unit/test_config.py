@@ -208,6 +208,17 @@ def test_a_relative_path_counts_from_its_file_and_on_a_host_from_the_services_fo
     monkeypatch.delenv("CREDENTIALS_DIRECTORY")
 
 
+def test_an_outbox_that_the_first_release_left_where_it_was_started_is_gone_on_with(tmp_path, monkeypatch, caplog):
+    monkeypatch.delenv("STATE_DIRECTORY", raising=False)
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    (tmp_path / "elsewhere" / "outbox.sqlite").touch()
+    assert load(tmp_path, CLIENT).outbox.path == str(tmp_path / "elsewhere" / "outbox.sqlite")
+    assert "is gone on with" in caplog.text
+    (tmp_path / "outbox.sqlite").touch()
+    assert load(tmp_path, CLIENT).outbox.path == str(tmp_path / "outbox.sqlite")
+
+
 @pytest.mark.parametrize("name", ["dc1/srv1", "srv+1", "srv#1", " ", " a", "a\\tb", "a\\u001b", "x" * 201])
 def test_a_servers_name_is_one_level_of_a_topic(tmp_path, name):
     with pytest.raises(ConfigError, match="cannot be a server's name"):
