@@ -158,6 +158,14 @@ def rng():
     return random.Random(seed)
 
 
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport():
+    """Tests print what strangers sent; what is no Unicode cannot go from a worker of xdist to the terminal."""
+    report = yield
+    report.sections = [(name, text.encode(errors="backslashreplace").decode()) for name, text in report.sections]
+    return report
+
+
 def pytest_addoption(parser):
     parser.addoption("--no-skips", action="store_true", help="a skipped test fails the run")
     parser.addoption("--all-engines", action="store_true", help="the whole archive on the current engine as well")
