@@ -62,9 +62,13 @@ class Lab:
         subnet = os.environ.get("SKYWAVE_LAB_SUBNET") or f"10.{subnet}.{os.getpid() % 250}"
         self.state = Path(tempfile.mkdtemp(prefix="skywave-lab-"))
         self.authority = Path.home() / ".skywave" / run
+        # Molecule's own folder is one for all labs of a scenario, whichever clone they are of.
+        self.made = Path.home() / ".cache/skywave-tests" / f"molecule-{run}-{self.scenario}"
+        self.made.mkdir(parents=True, exist_ok=True)
         self.seconds: dict[str, float] = {}
         self.env = {
             **os.environ,
+            "MOLECULE_EPHEMERAL_DIRECTORY": str(self.made),
             "SKYWAVE_LAB": run,
             "SKYWAVE_LAB_SUBNET": subnet,
             "SKYWAVE_LAB_IMAGE": image_with(PACKAGES),
@@ -103,18 +107,15 @@ class Lab:
         if self.keep:
             return
         self.molecule("destroy", check=False)
+        shutil.rmtree(self.made, ignore_errors=True)
         shutil.rmtree(self.authority, ignore_errors=True)
         shutil.rmtree(self.state, ignore_errors=True)
 
     @property
     def inventory(self) -> str:
-        """Where Molecule put it: a folder of its own, which it alone knows the name of."""
-        found = (Path.home() / ".ansible/tmp").glob(f"molecule.*.{self.scenario}")
-        for folder in sorted(found, key=lambda p: p.stat().st_mtime, reverse=True):
-            hosts = folder / "inventory/ansible_inventory.yml"
-            if hosts.exists() and f"{self.name}-core1" in hosts.read_text():
-                return self._smaller(hosts) if self.without else str(hosts.parent)
-        raise AssertionError("molecule has no inventory of this lab")
+        """Where Molecule put it."""
+        hosts = self.made / "inventory/ansible_inventory.yml"
+        return self._smaller(hosts) if self.without else str(hosts.parent)
 
     def _smaller(self, hosts: Path) -> str:
         """A copy of the inventory that lacks the hosts in ``without``: those that the fleet has not yet."""
