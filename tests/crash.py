@@ -85,10 +85,11 @@ def _arm(job: dict) -> None:
                     _die()
 
                 return original(self, path, half())
-            result = original(self, *args, **kwargs)
-            if mine:
-                _die()
-            return result
+            try:
+                return original(self, *args, **kwargs)
+            finally:
+                if mine:
+                    _die()
 
         setattr(owner, name, wrapped)
 

@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import logging
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -29,6 +30,8 @@ from skywave.errors import SkywaveError
 
 from .manifest import BrokenManifest, Manifest, generation_of, manifest_name, parse_name
 from .target import Entry, NotFound, Target, TargetUnavailable
+
+log = logging.getLogger(__name__)
 
 MANIFESTS, LOCKS, STAGING, SUPERSEDED, TRASH, STATE, KEPT_FROM, FLEET = (
     "_manifests", "_locks", "_staging", "_superseded", "_trash", "_state.json", "_kept_from", "_fleet",
@@ -146,12 +149,16 @@ class Archive:
         found = state["verified"].get(f"{manifest.table}/{manifest.day}")
         return (found["level"], found["at"]) if found and found["manifest"] == manifest.identity else None
 
-    def fleet(self) -> str:
-        """The id of the fleet whose archive it is; empty before its first export, and in an archive of version 0.1.0."""
+    def fleet(self) -> str | None:
+        """The id of the fleet whose archive it is; empty before its first export, and in an archive of version 0.1.0. None if
+        it cannot be read though the target answers."""
         try:
             return self.target.read_bytes(FLEET).decode(errors="replace").strip()
         except NotFound:
             return ""
+        except TargetUnavailable as error:
+            log.warning("%s/%s %s", self.where, FLEET, self.target.unreadable(error))
+            return None
 
     def kept_from(self) -> date:
         """Days before this one were pruned on purpose, and are not exported again by themselves."""

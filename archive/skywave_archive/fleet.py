@@ -11,7 +11,7 @@ import secrets
 import time
 from collections.abc import Sequence
 
-from skywave.errors import EXIT_USAGE, SkywaveError
+from skywave.errors import EXIT_TRY_LATER, EXIT_USAGE, SkywaveError
 from skywave.server.store import Store, text
 
 from .archive import FLEET, Archive
@@ -24,6 +24,12 @@ class AnotherFleet(SkywaveError):
     """The store and the archive are not known to belong together; nothing was changed."""
 
     exit_code = EXIT_USAGE
+
+
+class UnknownFleet(AnotherFleet):
+    """The file that says whose archive it is cannot be read now."""
+
+    exit_code = EXIT_TRY_LATER
 
 
 def check_fleet(archive: Archive, stores: Sequence[Store]) -> None:
@@ -46,7 +52,8 @@ def join(archive: Archive, work: Workspace, stores: Sequence[Store], same: bool)
 
 def join_restored(archive: Archive, stores: Sequence[Store], whole: bool, same: bool) -> None:
     """Before a restore: raises ``AnotherFleet`` if a target is another fleet's, unless somebody said that it is the ``same``.
-    With a restore of the ``whole``, a new target becomes the fleet's."""
+    With a restore of the ``whole``, a new target becomes the fleet's. Where the id cannot be read, nothing is compared: the
+    readings come back all the same."""
     fleet = archive.fleet()
     found = [_fleet_of(store) for store in stores]
     if fleet and not same and any(theirs not in ("", fleet) for theirs in found):
@@ -60,6 +67,12 @@ def join_restored(archive: Archive, stores: Sequence[Store], whole: bool, same: 
 
 def _compare(archive: Archive, found: Sequence[str]) -> None:
     known, fleet = set(found) - {""}, archive.fleet()
+    if fleet is None:
+        raise UnknownFleet(
+            f"{archive.where}/{FLEET} cannot be read: nothing says whose archive it is",
+            "Try again when its DataNodes are back. If its blocks are lost and the archive is this store's, export"
+            " --same-fleet writes it anew.",
+        )
     if len(known) > 1:
         raise AnotherFleet(
             "the shards are stores of different fleets",

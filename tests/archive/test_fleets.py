@@ -57,6 +57,20 @@ def test_another_fleet_gets_nothing_into_the_archive(vault, other, exported_else
     vault.run("export")
 
 
+def test_an_id_that_cannot_be_read_stops_the_export_but_no_restore(vault, clickhouse):
+    vault.add(DAY)
+    vault.run("export")
+    (vault.archive / "_fleet").unlink()
+    (vault.archive / "_fleet").mkdir()
+    assert "--same-fleet" in vault.run("export", code=75)["stderr"]
+    assert vault.run("list", code=75)["days"][0]["store"] is None
+    back = f"{vault.database}_back"
+    vault.run("restore", "--into", f"clickhouse://127.0.0.1:{clickhouse.port}/{back}")
+    vault.assert_restored(vault.open(database=back))
+    vault.run("export", "--same-fleet")
+    vault.run("export")
+
+
 def test_an_archive_of_version_0_1_0_is_its_store_s_from_the_next_export_on(vault, other):
     vault.add(DAY)
     vault.run("export")
