@@ -29,9 +29,10 @@ demo: $(VENV)/installed
 	@./tests/system-packages.sh mosquitto
 	@$(BIN)/skywave demo $(DEMO)
 
+# Two at a time: the tests wait for others more than they work.
 test: lint
 	@./tests/system-packages.sh $(PACKAGES)
-	$(BIN)/pytest $(TESTS)
+	$(BIN)/pytest -n 2 --dist worksteal $(TESTS)
 
 check: lint
 	@./tests/system-packages.sh systemd
@@ -45,7 +46,7 @@ test-all: test-deploy test-minimal test-busy test-lower-bounds
 test-busy: lint
 	@./tests/system-packages.sh $(PACKAGES) stress-ng
 	stress-ng --quiet --cpu 2 --io 1 --timeout 1d & load=$$!; trap "kill $$load" EXIT; \
-	for run in 1 2 3 4 5 6 7 8 9 10; do $(BIN)/pytest -q $(TESTS) || exit 1; done
+	for run in 1 2 3 4 5 6 7 8 9 10; do $(BIN)/pytest -q -n 2 --dist worksteal $(TESTS) || exit 1; done
 
 test-minimal: $(VENV)/installed
 	@./tests/system-packages.sh docker.io debootstrap

@@ -342,6 +342,7 @@ def test_08_a_full_disk_ends_in_try_again_and_says_so(fragile, fragile_vault, cl
 
 
 def test_09_a_quota_ends_in_try_again_and_is_named(fragile, fragile_vault, clickhouse):
+    fragile_vault.configure(target=fragile_vault.target.replace("retry_for = 120", "retry_for = 5"))
     fragile_vault.add(DAY)
     root = fragile_vault.target.split('path = "')[1].split('"')[0]
     for quota, clear, word in (
@@ -354,6 +355,7 @@ def test_09_a_quota_ends_in_try_again_and_is_named(fragile, fragile_vault, click
         finally:
             fragile.admin(clear, root)
         assert fragile_vault.run("verify", "--level", "rows", code=None)["findings"] == []
+    fragile_vault.configure()
     fragile_vault.run("export")
     complete(fragile_vault, clickhouse)
 
