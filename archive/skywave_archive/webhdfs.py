@@ -9,6 +9,7 @@ HttpFS, and perhaps other gateways, ignore both options and answer 200: ``prove`
 from __future__ import annotations
 
 import html
+import logging
 import re
 import secrets
 import threading
@@ -37,6 +38,7 @@ from .target import (
     attempts,
 )
 
+logging.getLogger("hdfs").setLevel(logging.WARNING)  # it has a line for each call
 T = TypeVar("T")
 _CHUNK = 1 << 20
 _TRY_AGAIN = (408, 425, 429)
