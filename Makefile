@@ -56,7 +56,7 @@ test-minimal: $(VENV)/installed
 test-lower-bounds: $(VENV)/installed
 	@./tests/system-packages.sh mosquitto postgresql-15 clickhouse-server
 	$(PYTHON) -m venv $(VENV)-lower-bounds
-	$(VENV)-lower-bounds/bin/pip install --quiet --disable-pip-version-check -c tests/lower-bounds.txt pytest==9.2.0 \
+	$(VENV)-lower-bounds/bin/pip install --quiet --disable-pip-version-check -c tests/lower-bounds.txt pytest==9.2.0 hypothesis==6.170.15 \
 		"$$(echo build/wheel/*.whl)[client,server,archive]"
 	$(VENV)-lower-bounds/bin/pytest -q -W default -k "old_clickhouse or postgresql or sqlite" \
 		tests/contract/test_store.py tests/contract/test_outbox.py tests/archive/test_export.py \
