@@ -8,6 +8,7 @@ import random
 import hypothesis
 import pytest
 from crash import Crasher
+from device import Device
 from hadoop import Hdfs
 from parts import ClickHouse, CurrentClickHouse, Mosquitto, Postgres, running
 from stand import Stand
@@ -75,6 +76,20 @@ def stand(broker, clickhouse, database):
         yield stand
     finally:
         stand.remove()
+
+
+@pytest.fixture
+def device(broker):
+    """Makes devices that publish by MQTT; they are closed at the end."""
+    devices = []
+
+    def make(*subscriptions: str) -> Device:
+        devices.append(Device(broker.port, *subscriptions))
+        return devices[-1]
+
+    yield make
+    for one in devices:
+        one.close()
 
 
 @pytest.fixture

@@ -31,6 +31,7 @@ from ..batch import Name
 from ..errors import CredentialError, PoisonError, StoreBusy, StoreError, StoreUnavailable
 from ..messages import EARLIEST, MAX_TOLD, Ack, ClientStatus, Dropped, Produced, Range, merge
 from ..mqtt import Message
+from ..visible import visible
 from .admission import MAX_INSERT_BYTES, Admission, Admitted, build_block, is_batch, name_and_count
 from .foreign import BadReading
 from .store import Rejected, Store, of_shard
@@ -238,7 +239,7 @@ class Ingest:
             admitted, bad = self._admission.admit(client_id, message, group.today, received.at)
         except Exception as error:  # one message must never end the loop, whatever is wrong with it, or with us
             if not isinstance(error, PoisonError):
-                log.exception("a message on %s cannot be read", shown(message.topic))
+                log.exception("a message on %s cannot be read", visible(message.topic, MAX_REASON))
             if kind == "status":
                 self._tell(client_id, f"its status is not taken: {error}")
             else:
@@ -274,7 +275,7 @@ class Ingest:
         usage = self._used[client_id]
         usage.lines += 1
         if usage.lines <= LINES_A_DAY:
-            log.warning("client %d: %s", client_id, shown(what))
+            log.warning("client %d: %s", client_id, visible(what, MAX_REASON))
         if usage.lines == LINES_A_DAY:
             log.warning("client %d: nothing more is said of its messages today; see: skywave rejected list", client_id)
 
@@ -382,7 +383,7 @@ class Ingest:
                 if not usage.over_quota:
                     usage.over_quota = True
                     log.error("client %d: today's quota for rejected messages is used up; nothing more is kept nor"
-                              " acknowledged: %s", row.client_id, shown(row.reason))  # fmt: skip
+                              " acknowledged: %s", row.client_id, visible(row.reason, MAX_REASON))  # fmt: skip
                 self.over_quota += 1
                 continue
             self._quota[row.client_id] += row.size
@@ -515,8 +516,3 @@ def _rejected(name: Name, count: int, message: Message, reason: str, payload: by
         *name, count, hashlib.sha256(payload).hexdigest(), message.topic[:MAX_TOPIC], reason[:MAX_REASON],
         json.dumps(notes), payload, time.time_ns() // 1000, day,
     )  # fmt: skip
-
-
-def shown(text: str) -> str:
-    """A stranger's text for one line of the log: of bounded length, without anything that a terminal would obey."""
-    return "".join(letter if letter.isprintable() else repr(letter)[1:-1] for letter in text[:MAX_REASON])

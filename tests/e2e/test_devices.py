@@ -23,19 +23,6 @@ def reading(number: int, **more: object) -> bytes:
 
 
 @pytest.fixture
-def device(broker):
-    devices = []
-
-    def make(*subscriptions: str) -> Device:
-        devices.append(Device(broker.port, *subscriptions))
-        return devices[-1]
-
-    yield make
-    for one in devices:
-        one.close()
-
-
-@pytest.fixture
 def fragile(broker, own_clickhouse, database):
     """A stand whose store may be stopped."""
     stand = Stand(broker, f"port = {own_clickhouse.port}\ntimeout = 2.0\n", database)

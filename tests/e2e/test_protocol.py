@@ -12,7 +12,6 @@ from datetime import UTC, date, datetime, timedelta
 
 import paho.mqtt.client as paho
 import pytest
-from device import Device
 from parts import wait_for
 from stand import delivers, skywave
 
@@ -25,19 +24,6 @@ from skywave.messages import Ack, Range, ServerStatus, merge
 
 def today(shift: int = 0) -> str:
     return (datetime.now(UTC).date() + timedelta(shift)).isoformat()
-
-
-@pytest.fixture
-def device(broker):
-    devices = []
-
-    def make(*subscriptions: str) -> Device:
-        devices.append(Device(broker.port, *subscriptions))
-        return devices[-1]
-
-    yield make
-    for one in devices:
-        one.close()
 
 
 def accepting(server) -> bool:
