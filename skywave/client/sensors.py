@@ -267,13 +267,13 @@ class Sensors:
         """Ends a connection. If it delivered nothing, the next address of the name is tried at once."""
         if connection.ready:
             connection.figures.disconnects += 1
-        self._close(connection)
         if connection.delivered:
             connection.addresses, connection.failures = [], []
         if connection.addresses or connection.failures:
             connection.failures.append(f"{connection.used[0]}: {why}")
             why = "; ".join(connection.failures)
-        connection.figures.last_error = why
+        connection.figures.last_error = why  # before the sensor can see that it was hung up on
+        self._close(connection)
         if connection.addresses:
             return
         self._complain(connection, f" at {connection.address[0]}:{connection.address[1]}: {why}")

@@ -41,7 +41,7 @@ RECONNECT_MAX_S = 5.0
 CONNECTS_AT_ONCE = 100
 """Connections begun in one turn of the loop, so that a storm of reconnects does not hold up those that are there."""
 KEEPALIVE_S = 30
-LAST_WORDS_S = 1.0
+LAST_WORDS_S = 10.0
 CENTS = 100
 """Values have two decimals; their sums are counted in hundredths, exactly."""
 
@@ -120,6 +120,7 @@ class _Client:
         self.sent = 0  # batches that were published at least once
         self.cents = 0  # the sum of their values
         self.up = False
+        self._last_words: paho.MQTTMessageInfo | None = None
         self.ready: dict[int, tuple[bytes, int]] = {}  # batches that were encoded before the clock started
 
     # -- readings ----------------------------------------------------------------------------------------------------
@@ -157,8 +158,13 @@ class _Client:
 
     @property
     def done(self) -> bool:
-        """Everything that was produced is acknowledged."""
-        return self.sent == self.batches and not len(self._window)
+        """Everything that was produced is acknowledged, and there is a connection to say so."""
+        return self.up and self.sent == self.batches and not len(self._window)
+
+    @property
+    def heard(self) -> bool:
+        """The broker has what was said last, or there is no connection to say it on."""
+        return not self.up or self._last_words is None or self._last_words.is_published()
 
     # -- the connection ----------------------------------------------------------------------------------------------
 
@@ -264,7 +270,7 @@ class _Client:
         properties = publish_properties(CONTENT_TYPE, entry.properties())
         self._paho.publish(topics.data(self.client_id), entry.batch.payload, 1, False, properties)
 
-    def say(self) -> None:
+    def say(self, goodbye: bool = False) -> None:
         """Publishes the account."""
         if self.up and self._paho:
             size = self._plan.size
@@ -273,10 +279,10 @@ class _Client:
                 pending = self.sent * size + 1
             streams = [Produced(self.stream, self.batches * size, pending)] if self.batches else []
             status = ClientStatus(
-                True, "fleet", "fleet", backlog_readings=(self.batches - self.sent + len(self._window)) * size,
+                not goodbye, "fleet", "fleet", backlog_readings=(self.batches - self.sent + len(self._window)) * size,
                 streams=streams,
             )  # fmt: skip
-            self._paho.publish(topics.client_status(self.client_id), status.encode(), 1, True)
+            self._last_words = self._paho.publish(topics.client_status(self.client_id), status.encode(), 1, True)
 
     def _received(self, _client: paho.Client, _data: Any, message: paho.MQTTMessage) -> None:
         try:
@@ -437,9 +443,9 @@ class Fleet:
 
     def _say_goodbye(self) -> None:
         for client in self._clients:
-            client.say()
+            client.say(goodbye=True)
         until = time.monotonic() + LAST_WORDS_S
-        while time.monotonic() < until:
+        while not all(client.heard for client in self._clients) and time.monotonic() < until:
             self._loop.turn()
         for client in self._clients:
             client.stop()

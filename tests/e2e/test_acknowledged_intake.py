@@ -7,7 +7,7 @@ import socket
 import time
 
 import pytest
-from parts import free_port, wait_for
+from parts import wait_for
 
 from skywave.emulator.series import KEEP, Series
 from skywave.frames import Word, frame, take_word
@@ -47,20 +47,19 @@ def test_a_connection_that_breaks_or_comes_twice_costs_nothing(stand):
 
 def test_a_sensor_that_does_not_keep_to_it_is_refused_and_told_so(stand):
     stand.add_server()
-    port = free_port()
+    listener = socket.create_server(("127.0.0.1", 0))  # it stays: a refused attempt would be the latest error
+    listener.settimeout(20)
+    port = listener.getsockname()[1]
     said = []
 
     def speak(*frames: bytes) -> str:
-        with socket.create_server(("127.0.0.1", port), reuse_port=True) as listener:
-            listener.settimeout(20)
-            sock = listener.accept()[0]
-            with sock:
-                sock.settimeout(20)
-                said.append(take_word(sock.recv(100))[0])
-                sock.sendall(b"".join(frames))
-                while sock.recv(100):  # until the client hangs up
-                    pass
-        return client.status()["sensors"]["odd"]["last_error"]
+        with listener.accept()[0] as sock:
+            sock.settimeout(20)
+            said.append(take_word(sock.recv(100))[0])
+            sock.sendall(b"".join(frames))
+            while sock.recv(100):  # until the client hangs up
+                pass
+            return client.status()["sensors"]["odd"]["last_error"]
 
     client = stand.add_client(
         1, stand.sqlite(1), 300, f"[sensors.odd]\nport = {port}\nacknowledged = true\n[intake]\nreconnect_max = 0.2\n"
@@ -75,10 +74,13 @@ def test_a_sensor_that_does_not_keep_to_it_is_refused_and_told_so(stand):
     assert "not a length" in speak(Word("first", 5, 10).encode() + frame(b"10") + b"x" * 10)
     status = client.status()["sensors"]["odd"]
     assert status["missed"] == 6 and status["readings"] == 3 and status["malformed"] == 1
-    time.sleep(0.5)  # a few times linger: it is committed
+    for _ in range(2):  # the second commit from here on holds all that was read before the first
+        committed = client.status()["readings"]
+        wait_for(lambda committed=committed: client.status()["readings"] > committed, 10, "the others are committed")
     client.kill()
     client.start()
-    speak(b"x" * 10)
+    with listener:
+        speak(b"x" * 10)
     assert said[-1] == Word("after", 5, 10)
 
 

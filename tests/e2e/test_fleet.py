@@ -6,6 +6,7 @@ import json
 import subprocess
 import sys
 import time
+from contextlib import closing
 
 from parts import wait_for
 from stand import skywave
@@ -36,18 +37,21 @@ def test_hundreds_of_clients_with_outages_lose_and_double_nothing(stand):
     assert result["acked"] == result["readings"] > 300 * 50 * 10
     assert result["outages"] > 100 and result["reconnects"] > 200 + result["outages"] * 0.9 and result["resent"]
     assert result["first_ack_max_s"] < 60
-    wait_for(lambda: len(server.status()["clients"]) == 300, 10, "accounts arrive")
+    wait_for(
+        lambda: [client["online"] for client in server.status()["clients"].values()] == [False] * 300,
+        10,
+        "goodbyes arrive",
+    )
     server.stop()
     config = str(stand.folder / "server.toml")
     found = json.loads(skywave("fleet-check", "--config", config, str(ledger), "--json").stdout)
     assert found == {"stored": result["acked"], "wrong": {}}
-    store = stand.open_store()
-    account = audit(store)
-    assert account.clean and account.total("stored") == result["acked"] and account.total("pending") == 0
-    store.query(
-        f"INSERT INTO {store.database}.telemetry (client_id, stream, seq, created_at, data_key, data_value,"
-        " received_at, day) SELECT client_id, stream, seq + 1000000, created_at, data_key, data_value, received_at, day"
-        f" FROM {store.database}.telemetry WHERE client_id = 7 AND seq = 1"
-    )
-    store.close()
+    with closing(stand.open_store()) as store:
+        account = audit(store)
+        assert account.clean and account.total("stored") == result["acked"] and account.total("pending") == 0
+        store.query(
+            f"INSERT INTO {store.database}.telemetry (client_id, stream, seq, created_at, data_key, data_value,"
+            " received_at, day) SELECT client_id, stream, seq + 1000000, created_at, data_key, data_value, received_at, day"
+            f" FROM {store.database}.telemetry WHERE client_id = 7 AND seq = 1"
+        )
     assert "client 7" in skywave("fleet-check", "--config", config, str(ledger), check=1).stdout
