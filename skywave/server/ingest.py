@@ -465,8 +465,9 @@ class Ingest:
                     continue
                 if not self.store_error:
                     log.error(
-                        "%s: %s; what belongs there is not acknowledged until it is back", self._store_name, error
-                    )
+                        "%s: %s; what belongs there is not acknowledged until it is back. %s",
+                        self._store_name, error, error.hint,
+                    )  # fmt: skip
                 self.store_error = str(error)
                 if self._stopping.is_set():
                     raise Stopped from error

@@ -11,6 +11,8 @@ import sys
 import tempfile
 import time
 from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -236,9 +238,7 @@ class Lab:
         self.stop_sensors()
         try:
             for host in self.edges:
-                wait_for(
-                    lambda host=host: self.status(host).get("backlog", {}).get("readings") == 0, 60, f"{host} drains"
-                )
+                self._drains(host)
             total = 0
             for host in self.edges:
                 for sensor in SENSORS:
@@ -253,6 +253,33 @@ class Lab:
             return total
         finally:
             self.start_sensors()
+
+    @contextmanager
+    def nothing_is_lost_meanwhile(self) -> Iterator[None]:
+        """Compares what the sensors send from here to the end of the block with what is stored more by then. It needs no
+        ledger of the time before: a client that was killed may have lost a tail then."""
+        self.stop_sensors()
+        for host in self.edges:
+            self.run(host, "rm -f /var/lib/skywave-emulator/*.ledger")
+            self._drains(host)
+        before = self._all_stored()
+        self.start_sensors()
+        yield
+        self.stop_sensors()
+        for host in self.edges:
+            self._drains(host)
+        for (host, sensor), stored in self._all_stored().items():
+            sent, more = self.sent(host, sensor), stored - before[host, sensor]
+            assert sent.total() > 1000
+            assert more == sent, f"{host} {sensor}: {(sent - more).total()} lost, {(more - sent).total()} too many"
+        self.start_sensors()
+        assert self.audit()["clean"]
+
+    def _all_stored(self) -> dict[tuple[str, str], Counter[float]]:
+        return {(host, sensor): self.stored(host, sensor) for host in self.edges for sensor in SENSORS}
+
+    def _drains(self, host: str) -> None:
+        wait_for(lambda: self.status(host).get("backlog", {}).get("readings") == 0, 60, f"{host} drains")
 
     # -- releases --------------------------------------------------------------------------------------------------
 

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import threading
+import time
 from dataclasses import replace
 from datetime import date
+from types import SimpleNamespace
 
 import pytest
+from parts import wait_for
 
 from skywave import config, topics
 from skywave.batch import CONTENT_TYPE
 from skywave.messages import ClientStatus, ServerStatus
 from skywave.mqtt import RECEIVE_MAXIMUM, Message
-from skywave.server.service import UNHEARD_S, ServerProcess
+from skywave.server.service import STUCK_AFTER_S, UNHEARD_S, ServerProcess
 from skywave.server.subscriber import KEPT_BESIDE_OTHERS_S, KEPT_S, Inbox, Subscriber
 
 
@@ -197,6 +201,29 @@ def test_what_the_broker_says_it_dropped_is_told_when_it_grows(server, caplog):
         hear(server, Message(topics.BROKER_DROPPED, number))
     assert [record.args[1] for record in caplog.records] == [5, 9]
     assert subscriber.broker_dropped == 0
+
+
+def test_a_server_that_waits_for_a_frozen_store_is_not_stuck():
+    """The watchdog would kill it, and the next one would wait as long."""
+    process = ServerProcess(config.parse({"name": "s"}, config.Server))
+    process._figures = SimpleNamespace(trouble="")  # made when it starts
+    (shard,) = process.shards
+    answers = threading.Event()
+
+    def frozen():
+        shard.progress_at -= 2 * STUCK_AFTER_S
+        assert answers.wait(20)
+
+    working = threading.Thread(target=shard._until_done, args=[frozen])
+    working.start()
+    wait_for(lambda: time.monotonic() - shard.progress_at > STUCK_AFTER_S, 20, "it asks")
+    try:
+        assert process._health() == ""
+        assert "does not return" in process.snapshot()["stalls"]["insert"]["why"]
+    finally:
+        answers.set()
+        working.join()
+    assert "has not moved" in process._health(), "what does not wait for the store is stuck"
 
 
 def test_a_server_that_hears_of_waiting_readings_and_gets_none_says_so():
