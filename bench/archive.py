@@ -24,7 +24,7 @@ from parts import ClickHouse
 from report import row, write
 from vault import Vault, day_start, days_ago
 
-from skywave.server.store import Block
+from skywave.store.columns import Block
 
 CLIENTS = 20
 KEYS = [b"temperature", b"pressure", b"height"]

@@ -22,8 +22,9 @@ from parts import ClickHouse
 from report import row, write
 
 from skywave import config
-from skywave.server.schema import DAY_US, created_day
-from skywave.server.store import Store, open_store
+from skywave.store.schema import DAY_US, created_day
+from skywave.store.shards import open_store
+from skywave.store.store import Store
 
 ROWS = int(sys.argv[1]) if len(sys.argv) > 1 else 100_000_000
 DAYS, CLIENTS, KEYS = 30, 200, 3

@@ -24,11 +24,13 @@ from parts import ClickHouse, Mosquitto, Postgres, free_port, wait_for
 from report import row, write
 from stand import Skywave, Stand
 
-from skywave import config, topics
-from skywave.batch import Name, decode
-from skywave.emulator.fleet import Fleet, Plan
+from skywave import config
+from skywave.emulator.fleet import Fleet
+from skywave.emulator.fleet_client import Plan
 from skywave.emulator.sensor import KINDS
-from skywave.messages import Ack
+from skywave.formats import topics
+from skywave.formats.batch import Name, decode
+from skywave.formats.messages import Ack
 
 
 class Parts:

@@ -26,11 +26,13 @@ from report import row, write
 from run import Parts, cpu, fresh
 from stand import Stand
 
-from skywave import config, topics
-from skywave.batch import CONTENT_TYPE, Batch
+from skywave import config
 from skywave.client.window import InFlight
-from skywave.emulator.fleet import Fleet, Plan
-from skywave.mqtt import publish_properties
+from skywave.emulator.fleet import Fleet
+from skywave.emulator.fleet_client import Plan
+from skywave.formats import topics
+from skywave.formats.batch import CONTENT_TYPE, Batch
+from skywave.mqtt.properties import publish_properties
 
 READINGS = 4_000_000
 SIZE = 500

@@ -1,5 +1,5 @@
 """`python -m skywave`."""
 
-from .cli import main
+from .commands.main import main
 
 main()

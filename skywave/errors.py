@@ -85,3 +85,19 @@ class StoreRefused(StoreUnavailable):
 
 class StoreBusy(StoreUnavailable):
     """The store was busy with another one's insert and has not begun this one: try again at once."""
+
+
+class NotRunning(SkywaveError):
+    """No figures can be had, because the process does not run or shows none."""
+
+    exit_code = EXIT_TRY_LATER
+
+
+class CertificateError(SkywaveError):
+    """New certificates were not taken, or one in use is about to expire."""
+
+    exit_code = 1
+
+
+class DemoFailed(SkywaveError):
+    """A part did not start or died on its own."""

@@ -13,9 +13,9 @@ from parts import ClickHouse, Part, which
 from stand import skywave
 
 from skywave import config
-from skywave.server import schema
-from skywave.server.clickhouse import NEVER_LOOKED_S
-from skywave.server.store import open_store
+from skywave.store import schema
+from skywave.store.clickhouse import NEVER_LOOKED_S
+from skywave.store.shards import open_store
 
 
 class ZooKeeper(Part):

@@ -56,7 +56,7 @@ def _die() -> None:
 
 
 def _arm(job: dict) -> None:
-    from skywave_archive.target import TargetUnavailable
+    from skywave_archive.errors import TargetUnavailable
 
     count = 0
 
@@ -94,14 +94,14 @@ def _arm(job: dict) -> None:
         setattr(owner, name, wrapped)
 
     if job["what"] == "target":
-        from skywave_archive.local import LocalTarget
-        from skywave_archive.webhdfs import WebHdfsTarget
+        from skywave_archive.targets.local import LocalTarget
+        from skywave_archive.targets.webhdfs import WebHdfsTarget
 
         for owner in (LocalTarget, WebHdfsTarget):
             for name in ("create", "rename", "delete", "make_folder"):
                 wrap(owner, name)
     else:
-        from skywave.server.clickhouse import ClickHouseStore
+        from skywave.store.clickhouse import ClickHouseStore
 
         wrap(ClickHouseStore, "query", lambda sql: not sql.startswith(("SELECT", "SHOW")))
         wrap(ClickHouseStore, "insert")
@@ -113,7 +113,7 @@ def _main() -> None:
     import pyarrow.compute
     import pyarrow.parquet
 
-    import skywave.server.clickhouse
+    import skywave.store.clickhouse
 
     del clickhouse_driver, hdfs, pyarrow, skywave
     output = tempfile.TemporaryFile("w+")  # noqa: SIM115

@@ -8,7 +8,7 @@ import paho.mqtt.client as paho
 from paho.mqtt.packettypes import PacketTypes
 from paho.mqtt.properties import Properties
 
-from skywave.messages import Ack
+from skywave.formats.messages import Ack
 
 
 class Device:

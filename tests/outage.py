@@ -6,9 +6,9 @@ import time
 from array import array
 
 from skywave import config
-from skywave.batch import Batch, Name, encode
-from skywave.client.outbox import open_outbox
 from skywave.emulator.sensor import KINDS
+from skywave.formats.batch import Batch, Name, encode
+from skywave.outbox.opening import open_outbox
 
 STREAM = 77
 

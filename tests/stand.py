@@ -15,9 +15,10 @@ from pathlib import Path
 from parts import Mosquitto, Part, free_port, wait_for
 
 from skywave import config
-from skywave.audit import audit_shards
-from skywave.emulator.sensor import KINDS, read_ledger
-from skywave.server.store import open_shards, open_store
+from skywave.emulator.ledger import read_ledger
+from skywave.emulator.sensor import KINDS
+from skywave.store.audit import audit_shards
+from skywave.store.shards import open_shards, open_store
 
 SOCKET_BUFFERS = 256 << 10
 """Bytes that may stand between a sensor's send() and the client's recv(): both ends' buffers, doubled by the kernel."""

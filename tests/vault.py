@@ -18,7 +18,8 @@ from click.testing import CliRunner
 from skywave_archive.cli import main
 
 from skywave import config
-from skywave.server.store import Block, Rejected, open_store
+from skywave.store.columns import Block, Rejected
+from skywave.store.shards import open_store
 
 COLUMNS = ("client_id", "data_key", "created_at", "stream", "seq", "data_value", "received_at")
 STREAM = 0xFEDCBA9876543210

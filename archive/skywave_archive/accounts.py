@@ -17,12 +17,11 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from skywave.errors import EXIT_DATA, SkywaveError
-from skywave.server.store import Store
+from skywave.store.store import Store
 
 from .archive import Archive
+from .errors import DamagedAccounts, TargetUnavailable
 from .source import Shard
-from .target import TargetUnavailable
 from .workspace import HERE, Step, Workspace
 
 FOLDER = "accounts"
@@ -93,19 +92,6 @@ def read_store(store: Store, table: AccountTable) -> list[Row]:
     return store.read_whole([table.name], read)
 
 
-class DamagedAccounts(SkywaveError):
-    """A file of accounts has other bytes than it was written with; ``name`` is its name."""
-
-    exit_code = EXIT_DATA
-
-    def __init__(self, name: str) -> None:
-        super().__init__(
-            f"{FOLDER}/{name}: its bytes are not those it was written with",
-            "What the store has of it is archived beside it at the next export. Move the file out of the archive.",
-        )
-        self.name = name
-
-
 def read_archive(archive: Archive, table: AccountTable) -> tuple[list[Row], list[DamagedAccounts]]:
     """A table's rows as the archive has them, and what is wrong with its files. The file's name carries its hash."""
     parts, problems = [], []
@@ -114,10 +100,10 @@ def read_archive(archive: Archive, table: AccountTable) -> tuple[list[Row], list
             content = archive.target.read_bytes(f"{FOLDER}/{name}")
         except TargetUnavailable as error:
             archive.target.unreadable(error)
-            problems.append(DamagedAccounts(name))
+            problems.append(DamagedAccounts(FOLDER, name))
             continue
         if _name(table, content) != name:
-            problems.append(DamagedAccounts(name))
+            problems.append(DamagedAccounts(FOLDER, name))
             continue
         columns = pq.read_table(io.BytesIO(content)).cast(table.schema).columns
         parts.append(list(zip(*(column.to_pylist() for column in columns), strict=True)))

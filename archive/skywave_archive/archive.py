@@ -28,8 +28,9 @@ from typing import Any
 
 from skywave.errors import SkywaveError
 
-from .manifest import BrokenManifest, Manifest, generation_of, manifest_name, parse_name
-from .target import Entry, NotFound, Target, TargetUnavailable
+from .errors import BrokenManifest, NotFound, TargetUnavailable
+from .manifest import Manifest, generation_of, manifest_name, parse_name
+from .targets.target import Entry, Target
 
 log = logging.getLogger(__name__)
 

@@ -14,7 +14,7 @@ from .fleet import check_fleet
 from .settings import Archive as Settings
 from .source import Shard, names_of, open_shards
 from .tables import BY_DAY
-from .target import open_target
+from .targets.opening import open_target
 
 MAX_CLOCK_DIFFERENCE_S = 60
 MAX_REPLICA_DELAY_S = 300

@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING
 import click
 
 from skywave import __version__
-from skywave.cli import ErrorGroup
+from skywave.commands.group import ErrorGroup
 from skywave.errors import EXIT_DATA, EXIT_TRY_LATER, SkywaveError
-from skywave.service import setup_logging
+from skywave.process.service import setup_logging
 
 from .archive import Archive, utc_now, utc_today
 from .options import (
@@ -152,7 +152,8 @@ def list_(
     archive: Archive, report: Report, day: date | None, first: date | None, last: date | None, no_store: bool
 ) -> None:
     """List archived days: generations, rows, bytes, sealed, verified when; and days that only the store has."""
-    from .fleet import AnotherFleet, check_fleet
+    from .errors import AnotherFleet
+    from .fleet import check_fleet
     from .listing import listing, print_listing
     from .source import open_shards
 
@@ -196,8 +197,8 @@ def verify(
     What was found good is noted; `expire` needs days verified at level rows.
     """
     from .accounts import verify_accounts
+    from .errors import NothingThere
     from .night import remember
-    from .restore import NothingThere
     from .verify import LEVELS
     from .verify import verify as check
 
@@ -274,8 +275,10 @@ def restore(
     once. Keep the servers stopped until it has ended. A damaged file is left out and named; the rest is restored.
     """
     from .accounts import restore_accounts
+    from .errors import NothingThere
     from .fleet import join_restored
-    from .restore import DayRestored, NothingThere, Restorer, Selection, chosen_days
+    from .restore import DayRestored, Restorer
+    from .selection import Selection, chosen_days
 
     first, last = span(day, first, last)
     if since is not None and until is not None and until <= since:

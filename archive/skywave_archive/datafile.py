@@ -17,11 +17,10 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from skywave.errors import EXIT_DATA, SkywaveError
-
+from .errors import DamagedFile, NotFound, TargetUnavailable
 from .manifest import File
 from .tables import Hashes, Table, add, digest, row_hashes
-from .target import NotFound, Target, TargetUnavailable
+from .targets.target import Target
 
 GROUP_ROWS = 1 << 19
 _SAMPLE_ROWS = 1 << 16
@@ -30,12 +29,6 @@ _QUEUED_CHUNKS = 8
 _TAIL = 1 << 16
 """Arrow reads as many bytes at a file's end at once, whatever the footer's length."""
 _DELTA = ("seq", "created_at", "received_at", "first_seq", "count")
-
-
-class DamagedFile(SkywaveError):
-    """A data file is missing, has other bytes than its manifest says, or cannot be decoded."""
-
-    exit_code = EXIT_DATA
 
 
 class Upload:

@@ -12,11 +12,13 @@ from typing import Any
 
 from skywave import config
 from skywave.errors import StoreUnavailable
-from skywave.server.store import open_store
+from skywave.store.shards import open_store
 
 from .archive import Archive
-from .manifest import BrokenManifest, Manifest, NewerManifest
-from .restore import NothingThere, Restorer, Selection
+from .errors import BrokenManifest, NewerManifest, NothingThere
+from .manifest import Manifest
+from .restore import Restorer
+from .selection import Selection
 from .tables import TELEMETRY
 
 

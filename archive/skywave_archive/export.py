@@ -15,12 +15,13 @@ from datetime import date
 from typing import Any, NamedTuple
 
 from skywave import __version__
-from skywave.errors import EXIT_DATA, SkywaveError
+from skywave.errors import SkywaveError
 
 from .archive import SUPERSEDED, Archive, day_folder, manifest_path, utc_now, utc_today
 from .datafile import count_rows
+from .errors import BrokenManifest, Doubled, Shrunk
 from .known import Known
-from .manifest import BrokenManifest, Manifest, ShardState, generation_of, holds
+from .manifest import Manifest, ShardState, generation_of, holds
 from .ranges import Ranges, StreamName, crowded, united
 from .reading import Progress, Reader, Staged
 from .settings import Export
@@ -32,18 +33,6 @@ PART_ROWS = 4_000_000
 """A shard's day is read in several parts at once if each has as many rows."""
 MAX_FILES = 16
 """A day that closes with more files than this, from hourly exports, is written anew in few."""
-
-
-class Shrunk(SkywaveError):
-    """The store has not all that the archive has."""
-
-    exit_code = EXIT_DATA
-
-
-class Doubled(SkywaveError):
-    """Two shards hold the same reading."""
-
-    exit_code = EXIT_DATA
 
 
 @dataclass

@@ -11,19 +11,15 @@ import secrets
 import time
 from collections.abc import Sequence
 
-from skywave.errors import EXIT_TRY_LATER, EXIT_USAGE, SkywaveError
-from skywave.server.store import Store, text
+from skywave.errors import EXIT_TRY_LATER
+from skywave.store.columns import text
+from skywave.store.store import Store
 
 from .archive import FLEET, Archive
+from .errors import AnotherFleet
 from .workspace import Workspace
 
 _NAME = "fleet"
-
-
-class AnotherFleet(SkywaveError):
-    """The store and the archive are not known to belong together; nothing was changed."""
-
-    exit_code = EXIT_USAGE
 
 
 class UnknownFleet(AnotherFleet):

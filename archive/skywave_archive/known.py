@@ -7,11 +7,12 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from .archive import day_folder
-from .datafile import DamagedFile, read_rows
+from .datafile import read_rows
+from .errors import DamagedFile
 from .manifest import Manifest
 from .ranges import in_streams
 from .tables import Hashes, Table, row_hashes
-from .target import Target
+from .targets.target import Target
 
 
 class Known:

@@ -6,7 +6,7 @@ from datetime import date
 from typing import Any
 
 from skywave.errors import SkywaveError, StoreUnavailable
-from skywave.visible import say
+from skywave.process.visible import say
 
 from .archive import Archive, utc_today, within
 from .manifest import Manifest
@@ -83,7 +83,7 @@ def print_listing(rows: list[dict[str, Any]], gaps: list[date]) -> None:
     from rich import box
     from rich.console import Console
 
-    from skywave.view import Sheet, shown
+    from skywave.commands.view import Sheet, shown
 
     console = Console()
     for name in BY_DAY:

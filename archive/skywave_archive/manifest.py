@@ -17,26 +17,13 @@ from dataclasses import asdict, dataclass, field, replace
 from datetime import date
 from typing import Any
 
-from skywave.errors import EXIT_DATA, EXIT_USAGE, SkywaveError
-
+from .errors import BrokenManifest, NewerManifest
 from .ranges import Ranges, StreamName, cover
 from .tables import add
 
 FORMAT = 2
 """The newest one that is read."""
 _DATA_FILE = re.compile(r"[A-Za-z0-9]+-gen(\d{4,})-\d+-\d{4,}-[0-9a-f]{8}\.parquet")
-
-
-class BrokenManifest(SkywaveError):
-    """A manifest is missing, cut short or changed: its day is neither restorable nor prunable until mended."""
-
-    exit_code = EXIT_DATA
-
-
-class NewerManifest(SkywaveError):
-    """A manifest was written by a later version."""
-
-    exit_code = EXIT_USAGE
 
 
 @dataclass(frozen=True)

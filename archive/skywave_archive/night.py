@@ -12,11 +12,11 @@ from datetime import date, timedelta
 from typing import Any
 
 from skywave.errors import EXIT_DATA, SkywaveError, StoreUnavailable
-from skywave.server.store import Store
+from skywave.store.store import Store
 
 from .archive import STATE, Archive, utc_today, within
+from .errors import NewerManifest
 from .export import DayResult, Exporter
-from .manifest import NewerManifest
 from .reading import Progress
 from .settings import Export
 from .source import Held, Shard, held_by

@@ -12,18 +12,13 @@ from dataclasses import asdict, dataclass, field
 from datetime import UTC, date, datetime, timedelta
 from typing import Any
 
-from skywave.errors import EXIT_DATA, SkywaveError
+from skywave.errors import SkywaveError
 
 from .archive import KEPT_FROM, SUPERSEDED, TRASH, Archive, day_folder, manifest_path
+from .errors import Refused
 from .manifest import Manifest, holds, manifest_name
 from .tables import BY_DAY
 from .workspace import HERE, Step, Workspace
-
-
-class Refused(SkywaveError):
-    """The plan would remove what nobody else has."""
-
-    exit_code = EXIT_DATA
 
 
 @dataclass

@@ -16,13 +16,13 @@ import numpy as np
 import pyarrow as pa
 
 from .datafile import GROUP_ROWS, Writer
+from .errors import TargetError, TargetFull, TargetUnavailable
 from .known import Known, unnamed_rows
 from .manifest import File
 from .ranges import Collector, Ranges, StreamName
 from .settings import Export
 from .source import Clients, Shard
 from .tables import Table, add, digest, row_hashes
-from .target import TargetError, TargetFull, TargetUnavailable
 from .workspace import Workspace
 
 log = logging.getLogger(__name__)

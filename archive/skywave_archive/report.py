@@ -12,12 +12,12 @@ from datetime import date
 from typing import Any
 
 from skywave.errors import EXIT_DATA, EXIT_SOFTWARE, EXIT_TRY_LATER, SkywaveError
-from skywave.visible import say, say_json
+from skywave.process.visible import say, say_json
 
 from .archive import Archive
 from .settings import Archive as Settings
 from .settings import load
-from .target import open_target
+from .targets.opening import open_target
 
 
 @dataclass

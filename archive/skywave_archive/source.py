@@ -17,9 +17,11 @@ from datetime import date
 import pyarrow as pa
 
 from skywave import config
-from skywave.errors import EXIT_DATA, SkywaveError
-from skywave.server.store import Store, open_shard, shard_names, text
+from skywave.store.columns import text
+from skywave.store.shards import open_shard, shard_names
+from skywave.store.store import Store
 
+from .errors import SchemaChanged
 from .tables import Table, add
 
 log = logging.getLogger(__name__)
@@ -31,12 +33,6 @@ Held = tuple[int, int]
 
 BOUND = "this ClickHouse would refuse every later read, because it keeps asking for the part that a quorum wrote"
 """Why a partition cannot be dropped or replaced; see ``is_bound_by_quorum``."""
-
-
-class SchemaChanged(SkywaveError):
-    """A table of the store has not the columns that this version archives."""
-
-    exit_code = EXIT_DATA
 
 
 def replication_paths(store: Store, table: Table) -> list[str]:

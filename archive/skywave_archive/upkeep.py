@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import click
 
 from skywave.errors import EXIT_DATA, SkywaveError
-from skywave.visible import say
+from skywave.process.visible import say
 
 from .archive import Archive, utc_today
 from .options import config_option, dry_run_option, json_option, parse_age, parse_day

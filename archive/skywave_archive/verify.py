@@ -18,11 +18,11 @@ import pyarrow as pa
 from skywave.errors import SkywaveError
 
 from .archive import Archive, day_folder, within
-from .datafile import DamagedFile, check_bytes, read_rows
+from .datafile import check_bytes, read_rows
+from .errors import DamagedFile, TargetUnavailable
 from .manifest import File, Manifest
 from .ranges import Collector, in_streams
 from .tables import BY_DAY
-from .target import TargetUnavailable
 
 LEVELS = ("list", "checksum", "rows")
 LOST = "the manifest of its generation is missing"

@@ -21,10 +21,11 @@ import threading
 import time
 from typing import Any
 
-from skywave.errors import EXIT_TRY_LATER, SkywaveError
+from skywave.errors import SkywaveError
 
 from .archive import LOCKS, STAGING, utc_now
-from .target import AlreadyExists, Entry, NotFound, Target, TargetUnavailable
+from .errors import AlreadyExists, Locked, LockLost, NotFound, TargetUnavailable
+from .targets.target import Entry, Target
 
 log = logging.getLogger(__name__)
 
@@ -33,18 +34,6 @@ HERE = "@"
 _TAKEN = "from-"
 """How a workspace is called that was taken over from a former owner of the lock."""
 Step = tuple[str, str]
-
-
-class Locked(SkywaveError):
-    """Somebody else is changing the archive."""
-
-    exit_code = EXIT_TRY_LATER
-
-
-class LockLost(SkywaveError):
-    """The lock was taken over while we were away; nothing more was changed."""
-
-    exit_code = EXIT_TRY_LATER
 
 
 class Workspace:

@@ -25,8 +25,8 @@ from parts import Postgres
 from report import row, write
 
 from skywave import config
-from skywave.batch import Batch
-from skywave.client.outbox import open_outbox
+from skywave.formats.batch import Batch
+from skywave.outbox.opening import open_outbox
 
 READINGS = 100
 BYTES = 1500

@@ -27,7 +27,9 @@ from parts import ClickHouse, Part, Postgres, free_port, which
 from report import row, write
 
 from skywave import config
-from skywave.server.store import Block, Store, open_store
+from skywave.store.columns import Block
+from skywave.store.shards import open_store
+from skywave.store.store import Store
 
 ROWS, BLOCK, CLIENTS = 6_000_000, 120_000, 60
 KEYS = (b"temperature", b"pressure", b"height")

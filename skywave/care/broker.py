@@ -8,7 +8,8 @@ from collections.abc import Sequence
 
 from .. import config
 from ..errors import ConfigError
-from ..mqtt import tls_context, try_session
+from ..mqtt.tls import tls_context
+from ..mqtt.trying import try_session
 
 PROBE_S = 10.0
 REFUSAL_S = 2.0

@@ -16,9 +16,10 @@ import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from .. import __version__, config, masking
-from ..asking import NotRunning, fetch_bytes
-from ..errors import ConfigError
+from .. import __version__, config
+from ..config import masking
+from ..errors import ConfigError, NotRunning
+from ..process.asking import fetch_bytes
 from .doctor import examine
 
 JOURNAL_LINES = 5000

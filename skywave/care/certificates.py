@@ -17,19 +17,13 @@ from pathlib import Path
 from typing import NamedTuple
 
 from .. import config
-from ..asking import NotRunning, fetch_status
-from ..errors import ConfigError, SkywaveError
+from ..errors import CertificateError, ConfigError, NotRunning
+from ..process.asking import fetch_status
 from .broker import reachable, shake_hands
 
 BACK_WITHIN_S = 60.0
 STEADY_S = 20.0
 """How long a service that says nothing of its session must run: longer than it takes to say that it has no broker."""
-
-
-class CertificateError(SkywaveError):
-    """New certificates were not taken, or one in use is about to expire."""
-
-    exit_code = 1
 
 
 class Expiry(NamedTuple):

@@ -14,17 +14,18 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .. import config, topics
-from ..asking import NotRunning, fetch_status
-from ..errors import ConfigError, SkywaveError, StoreError
-from ..messages import EARLIEST
+from .. import config
+from ..errors import ConfigError, NotRunning, SkywaveError, StoreError
+from ..formats import topics
+from ..formats.messages import EARLIEST
+from ..process.asking import fetch_status
 from .broker import open_session, shake_hands
 from .certificates import expiries
 from .findings import Finding, judge, wrong
 from .host import firewall, restarts, unmounted
 
 if TYPE_CHECKING:
-    from ..server.store import Store
+    from ..store.store import Store
 
 ENOUGH_DAYS = 14
 
@@ -146,7 +147,7 @@ def _disk(outbox: config.Outbox) -> Iterator[Finding]:
 
 
 def _store(settings: config.Store, services: bool) -> Iterator[Finding]:
-    from ..server.store import open_shards, shard_names
+    from ..store.shards import open_shards, shard_names
 
     try:
         stores = open_shards(settings)
@@ -165,8 +166,8 @@ def _store(settings: config.Store, services: bool) -> Iterator[Finding]:
 
 
 def _shard(name: str, store: Store) -> Iterator[Finding]:
-    from ..server import schema
-    from ..server.store import text
+    from ..store import schema
+    from ..store.columns import text
 
     version = text(store.query("SELECT version()")[0][0])
     yield Finding(f"store{name}", True, f"ClickHouse {version} answers")

@@ -12,9 +12,10 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 from .. import config
-from ..asking import NotRunning, fetch_status
-from ..errors import ConfigError, SkywaveError
-from ..server.store import Store, open_shards
+from ..errors import ConfigError, NotRunning, SkywaveError
+from ..process.asking import fetch_status
+from ..store.shards import open_shards
+from ..store.store import Store
 from .findings import judge, wrong
 
 LATE_S = 15.0

@@ -11,11 +11,13 @@ from datetime import UTC, datetime
 
 from .. import __version__, config
 from ..errors import OutboxUnavailable
-from ..handover import take_over
-from ..service import Figure, FiguresServer, Rate, Snapshot, Worker, rss_bytes, run_until_signal
-from ..stalls import AWAY_S, Cause, Stalls
+from ..outbox.opening import open_outbox
+from ..outbox.outbox import Outbox
+from ..process.figures import Figure, FiguresServer, Rate, Snapshot, rss_bytes
+from ..process.handover import take_over
+from ..process.service import Worker, run_until_signal
+from ..process.stalls import AWAY_S, Cause, Stalls
 from .intake import Intake
-from .outbox import Outbox, open_outbox
 from .uplink import Uplink
 
 log = logging.getLogger(__name__)

@@ -11,7 +11,7 @@ import time
 from array import array
 from datetime import UTC, datetime
 
-from ..messages import EARLIEST
+from ..formats.messages import EARLIEST
 
 EARLIEST_US = int(datetime(EARLIEST.year, EARLIEST.month, EARLIEST.day, tzinfo=UTC).timestamp() * 1e6)
 

@@ -16,11 +16,11 @@ from datetime import date
 from typing import Protocol
 
 from .. import config
-from ..batch import Batch, Name, decode, encode
 from ..errors import OutboxUnavailable
-from ..handover import Kept, hand_over
+from ..formats.batch import Batch, Name, decode, encode
+from ..outbox.outbox import Outbox, Position
+from ..process.handover import Kept, hand_over
 from .clock import EARLIEST_US, Clock
-from .outbox import Outbox, Position
 from .sensors import CHUNK_BYTES, SensorFigures, Sensors
 
 log = logging.getLogger(__name__)

@@ -20,9 +20,9 @@ from dataclasses import dataclass, field
 from typing import Any, NamedTuple, TypeVar
 
 from .. import config
-from ..frames import FrameParser, Word, take_word
-from ..handover import Kept
-from .outbox import Position
+from ..formats.frames import FrameParser, Word, take_word
+from ..outbox.outbox import Position
+from ..process.handover import Kept
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")

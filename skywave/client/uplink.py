@@ -25,12 +25,14 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from datetime import date, timedelta
 
-from .. import __version__, config, topics
-from ..batch import CONTENT_TYPE, Batch
+from .. import __version__, config
 from ..errors import OutboxUnavailable, PoisonError
-from ..messages import EARLIEST, MAX_BYTES, Ack, ClientStatus, Dropped, Produced, Range, ServerStatus
-from ..mqtt import PACKET_TOO_LARGE, Disconnected, Link, Message, Refused, Will
-from .outbox import Backlog, Outbox
+from ..formats import topics
+from ..formats.batch import CONTENT_TYPE, Batch
+from ..formats.messages import EARLIEST, MAX_BYTES, Ack, ClientStatus, Dropped, Produced, Range, ServerStatus
+from ..mqtt.events import Disconnected, Message, Refused, Will
+from ..mqtt.link import PACKET_TOO_LARGE, Link
+from ..outbox.outbox import Backlog, Outbox
 from .window import InFlight, Window
 
 log = logging.getLogger(__name__)

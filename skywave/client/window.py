@@ -13,8 +13,8 @@ from dataclasses import dataclass
 from datetime import date
 
 from .. import config
-from ..batch import Batch
-from ..messages import Range
+from ..formats.batch import Batch
+from ..formats.messages import Range
 
 
 @dataclass(slots=True)

@@ -20,10 +20,10 @@ import time
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
-from typing import IO
 
 from ..errors import SkywaveError
-from ..frames import Word, frame, take_word
+from ..formats.frames import Word, frame, take_word
+from .ledger import Ledger
 from .series import Series
 
 log = logging.getLogger(__name__)
@@ -56,48 +56,6 @@ def signal_values(signal: str, kind: str, rng: random.Random, counter: Iterator[
         while True:
             value += rng.gauss(0, spread / 50) + (mean - value) / 1000
             yield b"%.3f" % value
-
-
-class Ledger:
-    """A text file of what was sent: a line ``connection payload`` for each reading, written before it is sent."""
-
-    def __init__(self, path: str | Path) -> None:
-        self._file: IO[bytes] = Path(path).open("ab", buffering=0)  # noqa: SIM115  closed by close()
-        self.readings = 0
-        """How many it held when it was opened."""
-        self.connections = 0
-        """The highest number of a connection that it held then."""
-        size = 0
-        for line in _whole_lines(path):
-            size += len(line)
-            self.readings += 1
-            self.connections = max(self.connections, int(line.split()[0]))
-        self._file.truncate(size)  # half a line is of a process that was killed; it was not sent
-        self._lock = threading.Lock()
-
-    def note(self, connection: int, payloads: list[bytes]) -> None:
-        """Writes the payloads down; they survive this process, not the host."""
-        head = b"%d " % connection
-        with self._lock:
-            self._file.write(b"".join([head + payload + b"\n" for payload in payloads]))
-
-    def close(self) -> None:
-        """Closes the file."""
-        self._file.close()
-
-
-def _whole_lines(path: str | Path) -> Iterator[bytes]:
-    with Path(path).open("rb") as file:
-        yield from (line for line in file if line.endswith(b"\n"))
-
-
-def read_ledger(path: str | Path) -> dict[int, list[float]]:
-    """The values sent on each connection, in order. A last line cut short (the emulator was killed) is left out."""
-    sent: dict[int, list[float]] = {}
-    for line in _whole_lines(path):
-        connection, payload = line.split()
-        sent.setdefault(int(connection), []).append(float(payload))
-    return sent
 
 
 class SensorEmulator:

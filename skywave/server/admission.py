@@ -17,12 +17,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .. import config
-from ..batch import CONTENT_TYPE, MAX_READINGS, MAX_SEQ, Name, decode
 from ..errors import PoisonError
-from ..messages import EARLIEST, Range
-from ..mqtt import Message
+from ..formats.batch import CONTENT_TYPE, MAX_SEQ, Name, decode
+from ..formats.declared import MAX_READINGS
+from ..formats.messages import EARLIEST, Range
+from ..mqtt.events import Message
+from ..store.columns import Block, Probe, Reading
 from . import foreign
-from .store import Block, Probe, Reading
 
 MAX_MESSAGE_BYTES = 8 << 20
 MAX_INSERT_BYTES = 200_000_000

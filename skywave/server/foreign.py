@@ -17,7 +17,7 @@ from decimal import Decimal, InvalidOperation
 from typing import Any
 
 from ..errors import PoisonError
-from ..messages import MAX_KEY
+from ..formats.messages import MAX_KEY
 
 MAX_READINGS = 10_000
 _EARLIEST, _LATEST = -62_135_596_800, 253_402_300_800  # the years 1 to 9999

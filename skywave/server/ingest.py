@@ -26,15 +26,18 @@ from dataclasses import dataclass, field, replace
 from datetime import date
 from typing import NamedTuple, TypeVar
 
-from .. import config, topics
-from ..batch import Name
+from .. import config
 from ..errors import CredentialError, PoisonError, StoreBusy, StoreError, StoreUnavailable
-from ..messages import EARLIEST, MAX_TOLD, Ack, ClientStatus, Dropped, Produced, Range, merge
-from ..mqtt import Message
-from ..visible import visible
+from ..formats import topics
+from ..formats.batch import Name
+from ..formats.messages import EARLIEST, MAX_TOLD, Ack, ClientStatus, Dropped, Produced, Range, merge
+from ..mqtt.events import Message
+from ..process.visible import visible
+from ..store.columns import Rejected
+from ..store.shards import of_shard
+from ..store.store import Store
 from .admission import MAX_INSERT_BYTES, Admission, Admitted, build_block, is_batch, name_and_count
 from .foreign import BadReading
-from .store import Rejected, Store, of_shard
 from .subscriber import Inbox, Received, Subscriber, boottime, utc_today
 
 log = logging.getLogger(__name__)

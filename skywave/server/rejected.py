@@ -10,9 +10,11 @@ from typing import Any
 
 from .. import config
 from ..errors import ConfigError, PoisonError
-from ..mqtt import Message
+from ..mqtt.events import Message
+from ..store.columns import Rejected
+from ..store.shards import place
+from ..store.store import Store
 from .admission import Admission, build_block, digest_stream
-from .store import Rejected, Store, place
 from .subscriber import boottime, utc_today
 
 

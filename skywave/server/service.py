@@ -10,12 +10,13 @@ from collections.abc import Iterator
 from dataclasses import fields
 
 from .. import __version__, config
-from ..audit import audit_shards
-from ..messages import ClientStatus
-from ..service import Figure, FiguresServer, Rate, Snapshot, Worker, rss_bytes, run_until_signal
-from ..stalls import AWAY_S, Cause, Stalls
+from ..formats.messages import ClientStatus
+from ..process.figures import Figure, FiguresServer, Rate, Snapshot, rss_bytes
+from ..process.service import Worker, run_until_signal
+from ..process.stalls import AWAY_S, Cause, Stalls
+from ..store.audit import audit_shards
+from ..store.shards import of_shard, open_shards, place, shard_names
 from .ingest import Ingest
-from .store import of_shard, open_shards, place, shard_names
 from .subscriber import Inbox, Subscriber
 
 log = logging.getLogger(__name__)

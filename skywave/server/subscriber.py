@@ -24,12 +24,15 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from datetime import UTC, date, datetime
 
-from .. import __version__, config, topics
+from .. import __version__, config
 from ..errors import PoisonError
-from ..messages import EARLIEST, Ack, ServerStatus
-from ..mqtt import RECEIVE_MAXIMUM, Link, Message, Will
+from ..formats import topics
+from ..formats.messages import EARLIEST, Ack, ServerStatus
+from ..mqtt.events import Message, Will
+from ..mqtt.link import Link
+from ..mqtt.properties import RECEIVE_MAXIMUM
+from ..store.shards import of_shard
 from .admission import is_batch
-from .store import of_shard
 
 log = logging.getLogger(__name__)
 

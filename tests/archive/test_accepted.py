@@ -6,11 +6,11 @@ from contextlib import closing
 
 from vault import STREAM, days_ago
 
-from skywave.accepted import LOST, TAKEN_BACK, entries
-from skywave.accepting import What, note
-from skywave.audit import audit
-from skywave.messages import Produced
-from skywave.server.store import open_store
+from skywave.formats.messages import Produced
+from skywave.store.accepted import LOST, TAKEN_BACK, entries
+from skywave.store.accepting import What, note
+from skywave.store.audit import audit
+from skywave.store.shards import open_store
 
 
 def test_what_was_accepted_and_taken_back_is_so_after_the_store_was_lost(vault):

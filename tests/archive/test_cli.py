@@ -16,7 +16,7 @@ from parts import wait_for
 from skywave_archive.cli import main
 from vault import STREAM, day_start, days_ago
 
-from skywave.server.store import Block
+from skywave.store.columns import Block
 
 DAY = days_ago(1)
 

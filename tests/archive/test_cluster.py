@@ -17,8 +17,8 @@ from parts import running, wait_for
 from stand import Skywave, Stand, delivers
 
 from skywave import config
-from skywave.audit import audit_shards
-from skywave.server.store import open_shards, open_store
+from skywave.store.audit import audit_shards
+from skywave.store.shards import open_shards, open_store
 
 CLIENTS = (1, 2, 3)
 

@@ -13,8 +13,8 @@ from pathlib import Path
 from parts import ClickHouse
 from vault import Vault, days_ago
 
-from skywave.audit import audit
-from skywave.messages import Produced
+from skywave.formats.messages import Produced
+from skywave.store.audit import audit
 
 PAGE = (Path(__file__).parents[2] / "docs" / "archive.md").read_text()
 DAY = days_ago(1)

@@ -15,7 +15,8 @@ from skywave_archive.source import Shard
 from vault import STREAM, Vault, day_start, days_ago, today
 
 from skywave import config
-from skywave.server.store import Block, open_store
+from skywave.store.columns import Block
+from skywave.store.shards import open_store
 
 DAY = days_ago(1)
 
@@ -361,7 +362,7 @@ def test_rejected_messages_are_archived_and_restored(vault, clickhouse):
 
 @pytest.mark.every_engine
 def test_the_accounts_outlive_the_store(vault, clickhouse):
-    from skywave.messages import Dropped, Produced
+    from skywave.formats.messages import Dropped, Produced
 
     store = vault.open()
     store.record_streams([(1, Produced(STREAM, 1000, 900), 7), (2, Produced(5, 10, 0), 0)], 50)

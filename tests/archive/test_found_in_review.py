@@ -8,18 +8,18 @@ from contextlib import closing
 import pytest
 from skywave_archive import expire
 from skywave_archive.archive import LOCKS
-from skywave_archive.datafile import DamagedFile, read_rows
-from skywave_archive.local import LocalTarget
+from skywave_archive.datafile import read_rows
+from skywave_archive.errors import DamagedFile, TargetFull, TargetUnavailable
 from skywave_archive.manifest import Manifest
-from skywave_archive.restore import _Shard
+from skywave_archive.restoring import ShardDay
 from skywave_archive.settings import Target
 from skywave_archive.source import Shard
 from skywave_archive.tables import TELEMETRY
-from skywave_archive.target import TargetFull, TargetUnavailable
+from skywave_archive.targets.local import LocalTarget
 from skywave_archive.workspace import Workspace
 from vault import Vault, days_ago
 
-from skywave.server.store import Store
+from skywave.store.store import Store
 
 DAY, OLD = days_ago(1), days_ago(2)
 
@@ -166,14 +166,14 @@ def test_rows_that_arrive_while_a_day_is_staged_stop_the_restore(vault, monkeypa
     vault.run("export")
     name = f"{vault.database}_back"
     other = Vault(vault.stores, name, "")
-    original = _Shard.end_file
+    original = ShardDay.end_file
 
     def arriving(self):
         original(self)
         if not other.ledger:
             other.add(DAY, first=7001, count=10)
 
-    monkeypatch.setattr(_Shard, "end_file", arriving)
+    monkeypatch.setattr(ShardDay, "end_file", arriving)
     into = ("--into", f"clickhouse://127.0.0.1:{vault.settings().port}/{name}")
     assert "new rows" in vault.run("restore", *into, code=1)["stderr"]
     with closing(other.open()) as store:
@@ -306,7 +306,7 @@ def test_a_restore_resumed_in_another_order_of_shards_is_refused(vault, monkeypa
     vault.run("export")
     port, names = vault.settings().port, [f"{vault.database}_{n}" for n in range(2)]
     urls = [f"clickhouse://127.0.0.1:{port}/{name}" for name in names]
-    original = _Shard.publish
+    original = ShardDay.publish
 
     def dying(self, merge, complete):
         if self.store.database == names[1]:
@@ -314,7 +314,7 @@ def test_a_restore_resumed_in_another_order_of_shards_is_refused(vault, monkeypa
         return original(self, merge, complete)
 
     with monkeypatch.context() as patch:
-        patch.setattr(_Shard, "publish", dying)
+        patch.setattr(ShardDay, "publish", dying)
         vault.run("restore", "--into", urls[0], "--into", urls[1], code=75)
     vault.run("restore", "--into", urls[1], "--into", urls[0], code=1)
     vault.run("restore", "--into", urls[0], "--into", urls[1])

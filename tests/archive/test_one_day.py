@@ -6,8 +6,8 @@ import json
 from contextlib import closing
 
 import pytest
-from skywave_archive.local import LocalTarget
-from skywave_archive.target import TargetUnavailable
+from skywave_archive.errors import TargetUnavailable
+from skywave_archive.targets.local import LocalTarget
 from vault import Vault, days_ago
 
 OLD, BAD, DAY = days_ago(3), days_ago(2), days_ago(1)

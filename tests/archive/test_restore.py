@@ -12,9 +12,10 @@ from parts import running
 from vault import Vault, day_start, days_ago
 
 from skywave import config
-from skywave.audit import audit
-from skywave.messages import Produced
-from skywave.server.store import Probe, open_store
+from skywave.formats.messages import Produced
+from skywave.store.audit import audit
+from skywave.store.columns import Probe
+from skywave.store.shards import open_store
 
 DAYS = (days_ago(3), days_ago(2), days_ago(1))
 

@@ -22,7 +22,8 @@ from containers import base_image, docker
 from hadoop import jars
 from parts import wait_for
 
-from skywave.emulator.sensor import KINDS, read_ledger
+from skywave.emulator.ledger import read_ledger
+from skywave.emulator.sensor import KINDS
 
 ROOT = Path(__file__).parents[2]
 IMAGES = Path(__file__).parent / "images"

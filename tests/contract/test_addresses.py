@@ -9,10 +9,10 @@ import pytest
 from click.testing import CliRunner
 from contract.test_store import DAY, settings, store  # noqa: F401
 
-from skywave.cli import main
+from skywave.commands.group import main
 from skywave.errors import ConfigError
 from skywave.server import rejected
-from skywave.server.store import Rejected
+from skywave.store.columns import Rejected
 
 
 def test_equal_bytes_of_two_clients_and_under_two_names_are_all_listed_and_each_can_be_had(store):  # noqa: F811

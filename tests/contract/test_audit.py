@@ -12,15 +12,15 @@ import pytest
 from click.testing import CliRunner
 from contract.test_store import AT, BIG, DAY, block, settings, store  # noqa: F401
 
-from skywave import accepted, accepting
-from skywave import audit as audit_module
-from skywave.accepted import LOST, TAKEN_BACK, VOID
-from skywave.accepting import What
-from skywave.audit import audit
-from skywave.cli import main
+from skywave.commands.group import main
 from skywave.errors import ConfigError
-from skywave.messages import Dropped, Produced
-from skywave.server.store import Block, Rejected
+from skywave.formats.messages import Dropped, Produced
+from skywave.store import accepted, accepting
+from skywave.store import audit as audit_module
+from skywave.store.accepted import LOST, TAKEN_BACK, VOID
+from skywave.store.accepting import What
+from skywave.store.audit import audit
+from skywave.store.columns import Block, Rejected
 
 MAX = 2**64 - 1
 

@@ -14,9 +14,10 @@ import numpy as np
 import pytest
 
 from skywave import config
-from skywave.audit import audit
-from skywave.messages import Dropped, Produced
-from skywave.server.store import Block, Rejected, as_column, open_store
+from skywave.formats.messages import Dropped, Produced
+from skywave.store.audit import audit
+from skywave.store.columns import Block, Rejected, as_column
+from skywave.store.shards import open_store
 
 DASHBOARD = Path(__file__).parents[2] / "ansible/grafana/dashboards/fleet.json"
 DAY, BEFORE = date(2026, 11, 24), date(2026, 11, 23)

@@ -17,12 +17,14 @@ import pytest
 from parts import wait_for
 
 from skywave import config
-from skywave.batch import Batch
-from skywave.client import outbox as outbox_module
-from skywave.client import sqlite
-from skywave.client.outbox import Backlog, Days, Position, open_outbox
 from skywave.errors import EXIT_DATA, EXIT_TRY_LATER, OutboxError, OutboxRefused, OutboxUnavailable
-from skywave.messages import Dropped, Produced, Range
+from skywave.formats.batch import Batch
+from skywave.formats.messages import Dropped, Produced, Range
+from skywave.outbox import outbox as outbox_module
+from skywave.outbox import sqlite
+from skywave.outbox.days import Days
+from skywave.outbox.opening import open_outbox
+from skywave.outbox.outbox import Backlog, Position
 
 DAY = date(2026, 11, 24)
 

@@ -21,13 +21,15 @@ import pytest
 from clickhouse_driver import Client
 
 from skywave import config
-from skywave.audit import audit
 from skywave.errors import EXIT_DATA, EXIT_TRY_LATER, StoreError, StoreRefused, StoreUnavailable
-from skywave.messages import Dropped, Produced
-from skywave.server import clickhouse
-from skywave.server.clickhouse import REVISION_WITHOUT_SPARSE_COLUMNS
-from skywave.server.schema import DAY_US
-from skywave.server.store import NO_DROP_LIMITS, Block, Probe, Rejected, as_column, as_date, open_store, text
+from skywave.formats.messages import Dropped, Produced
+from skywave.store import clickhouse
+from skywave.store.audit import audit
+from skywave.store.clickhouse import REVISION_WITHOUT_SPARSE_COLUMNS
+from skywave.store.columns import Block, Probe, Rejected, as_column, as_date, text
+from skywave.store.schema import DAY_US
+from skywave.store.shards import open_store
+from skywave.store.store import NO_DROP_LIMITS
 
 DAY = date(2026, 11, 24)
 BIG = 2**63 + 12345

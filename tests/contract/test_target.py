@@ -6,8 +6,9 @@ import os
 import threading
 
 import pytest
+from skywave_archive.errors import AlreadyExists, NotFound, TargetDenied
 from skywave_archive.settings import Target
-from skywave_archive.target import AlreadyExists, NotFound, TargetDenied, open_target
+from skywave_archive.targets.opening import open_target
 
 
 @pytest.fixture(params=["local", "hdfs"])

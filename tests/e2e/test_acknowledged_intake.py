@@ -10,7 +10,7 @@ import pytest
 from parts import wait_for
 
 from skywave.emulator.series import KEEP, Series
-from skywave.frames import Word, frame, take_word
+from skywave.formats.frames import Word, frame, take_word
 
 
 @pytest.mark.parametrize("kind", ["sqlite", "postgresql"])

@@ -12,14 +12,15 @@ from parts import running, wait_for
 from stand import Stand, delivers
 
 from skywave import config
-from skywave.accepted import LOST, entries
-from skywave.accepting import What, note
-from skywave.audit import audit, audit_shards
 from skywave.care.doctor import examine
-from skywave.messages import Produced
-from skywave.server.clickhouse import ClickHouseStore
-from skywave.server.schema import DAY_US
-from skywave.server.store import Block, open_store
+from skywave.formats.messages import Produced
+from skywave.store.accepted import LOST, entries
+from skywave.store.accepting import What, note
+from skywave.store.audit import audit, audit_shards
+from skywave.store.clickhouse import ClickHouseStore
+from skywave.store.columns import Block
+from skywave.store.schema import DAY_US
+from skywave.store.shards import open_store
 
 
 @pytest.fixture(scope="module")

@@ -14,7 +14,7 @@ import pytest
 from parts import wait_for
 from stand import skywave
 
-from skywave.demo import compare
+from skywave.demo.demo import compare
 
 
 def test_the_demo_survives_its_outage_and_prints_one_json_object_last():

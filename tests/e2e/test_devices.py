@@ -11,9 +11,9 @@ from device import Device
 from parts import ClickHouse, Mosquitto, wait_for
 from stand import Stand
 
-from skywave import topics
-from skywave.audit import audit
-from skywave.messages import Range
+from skywave.formats import topics
+from skywave.formats.messages import Range
+from skywave.store.audit import audit
 
 NOW = 1796000000
 

@@ -11,7 +11,7 @@ from contextlib import closing
 from parts import wait_for
 from stand import skywave
 
-from skywave.audit import audit
+from skywave.store.audit import audit
 
 
 def test_hundreds_of_clients_with_outages_lose_and_double_nothing(stand):

@@ -13,7 +13,8 @@ import pytest
 from parts import Mosquitto, wait_for
 
 from skywave import config
-from skywave.mqtt import Link, Will
+from skywave.mqtt.events import Will
+from skywave.mqtt.link import Link
 
 
 def _certificate(folder: Path) -> None:

@@ -15,11 +15,11 @@ import pytest
 from parts import wait_for
 from stand import delivers, skywave
 
-from skywave import topics
-from skywave.audit import audit
-from skywave.batch import CONTENT_TYPE, Name, encode
-from skywave.frames import frame
-from skywave.messages import Ack, Range, ServerStatus, merge
+from skywave.formats import topics
+from skywave.formats.batch import CONTENT_TYPE, Name, encode
+from skywave.formats.frames import frame
+from skywave.formats.messages import Ack, Range, ServerStatus, merge
+from skywave.store.audit import audit
 
 
 def today(shift: int = 0) -> str:

@@ -7,8 +7,10 @@ import json
 import pytest
 from parts import Mosquitto, wait_for
 
-from skywave import config, mqtt, topics
-from skywave.mqtt import PACKET_TOO_LARGE, Link
+from skywave import config
+from skywave.formats import topics
+from skywave.mqtt import link as mqtt
+from skywave.mqtt.link import PACKET_TOO_LARGE, Link
 
 DYNAMIC_SECURITY = "plugin /usr/lib/x86_64-linux-gnu/mosquitto_dynamic_security.so\nplugin_opt_config_file {}\n"
 

@@ -22,7 +22,8 @@ from faults.faults import Aim, Fault, Steps, _fault, _long, _part
 from faults.proxy import Proxy
 from faults.world import Disk, World, faked
 from skywave import config
-from skywave.server.store import Store, open_shards
+from skywave.store.shards import open_shards
+from skywave.store.store import Store
 
 CLUSTER: dict[str, Aim] = {
     name: SINGLE[name]

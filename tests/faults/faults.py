@@ -25,10 +25,11 @@ from parts import Part, wait_for
 
 from faults.proxy import Proxy
 from faults.world import Edge, Process, World
-from skywave import config, topics
-from skywave.batch import CONTENT_TYPE, Name, decode, encode
-from skywave.client.outbox import open_outbox
-from skywave.messages import Ack, Range
+from skywave import config
+from skywave.formats import topics
+from skywave.formats.batch import CONTENT_TYPE, Name, decode, encode
+from skywave.formats.messages import Ack, Range
+from skywave.outbox.opening import open_outbox
 
 Steps = Iterator[float]
 

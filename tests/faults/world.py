@@ -20,7 +20,8 @@ from stand import Skywave, Stand, drained
 
 from faults.proxy import Network, Proxy
 from skywave import config
-from skywave.server.store import Store, open_store
+from skywave.store.shards import open_store
+from skywave.store.store import Store
 
 FAKETIME = next(map(str, Path("/usr/lib").glob("*/faketime/libfaketimeMT.so.1")), "")
 RESTART_S = 0.5

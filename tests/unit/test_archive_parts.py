@@ -15,7 +15,8 @@ from clickhouse_cityhash.cityhash import CityHash64
 from hypothesis import given
 from hypothesis import strategies as st
 from skywave_archive import settings
-from skywave_archive.manifest import BrokenManifest, File, Manifest, NewerManifest, ShardState, parse_name
+from skywave_archive.errors import BrokenManifest, NewerManifest
+from skywave_archive.manifest import File, Manifest, ShardState, parse_name
 from skywave_archive.options import parse_subset, parse_url
 from skywave_archive.ranges import Collector, Ranges, StreamName
 from skywave_archive.source import names_of

@@ -10,8 +10,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from skywave.batch import MAX_DECODED_BYTES, Name, decode, encode, inspect
 from skywave.errors import PoisonError
+from skywave.formats.batch import MAX_DECODED_BYTES, Name, decode, encode
+from skywave.formats.declared import inspect
 
 NAME = Name(7, 2**63 - 1, 1001)
 KEYS = ["temperature", "pressure", "höhe"]

@@ -14,7 +14,7 @@ from skywave import config
 from skywave.care.broker import shake_hands
 from skywave.care.doctor import examine
 from skywave.care.gate import look
-from skywave.cli import main
+from skywave.commands.group import main
 
 
 def status(**more):

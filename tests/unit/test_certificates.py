@@ -18,7 +18,8 @@ from figures import shows
 
 from skywave import config
 from skywave.care import broker, certificates
-from skywave.care.certificates import CertificateError, take
+from skywave.care.certificates import take
+from skywave.errors import CertificateError
 
 UNIT = "skywave-client.service"
 NOW = datetime.now(UTC)

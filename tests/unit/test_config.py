@@ -12,9 +12,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from skywave import config
+from skywave.config.masking import mask
 from skywave.errors import ConfigError
-from skywave.masking import mask
-from skywave.server.store import place
+from skywave.store.shards import place
 
 CLIENT = "client_id = 7\n[sensors.t]\nport = 9090\n"
 

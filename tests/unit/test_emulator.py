@@ -7,10 +7,11 @@ import threading
 
 import pytest
 
-from skywave.emulator.sensor import SIGNALS, SensorEmulator, read_ledger
+from skywave.emulator.ledger import read_ledger
+from skywave.emulator.sensor import SIGNALS, SensorEmulator
 from skywave.errors import StoreUnavailable
-from skywave.frames import FrameParser
-from skywave.server.store import sync_filesystem
+from skywave.formats.frames import FrameParser
+from skywave.store.columns import sync_filesystem
 
 
 def drain(port: int) -> list[float]:

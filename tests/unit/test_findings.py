@@ -16,12 +16,13 @@ from click.testing import CliRunner
 from figures import shows
 
 from skywave import config
-from skywave.asking import NotRunning, fetch_bytes, fetch_status
 from skywave.care import gate as gates
 from skywave.care.doctor import examine
 from skywave.care.findings import STALLS, judge, wrong
-from skywave.cli import main
 from skywave.client.agent import Agent
+from skywave.commands.group import main
+from skywave.errors import NotRunning
+from skywave.process.asking import fetch_bytes, fetch_status
 from skywave.server.service import ServerProcess
 
 ROOT = Path(__file__).parents[2]

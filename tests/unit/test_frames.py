@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from skywave.frames import FrameParser, frame, take_word
+from skywave.formats.frames import FrameParser, frame, take_word
 
 finite = st.floats(allow_nan=False, allow_infinity=False)
 

@@ -10,11 +10,13 @@ from datetime import date
 import pytest
 from parts import wait_for
 
-from skywave import config, topics
-from skywave.mqtt import Message
+from skywave import config
+from skywave.formats import topics
+from skywave.mqtt.events import Message
 from skywave.server.ingest import Ingest
-from skywave.server.store import LOOK_UP_AT_ONCE, LOOK_UP_LETTERS, Probe, Store
 from skywave.server.subscriber import Inbox, Received, boottime, utc_today
+from skywave.store.columns import Probe
+from skywave.store.store import LOOK_UP_AT_ONCE, LOOK_UP_LETTERS, Store
 
 STATUS = {"v": 1, "online": True, "version": "1", "streams": [["5", "10", "0"]]}
 

@@ -16,17 +16,17 @@ import pytest
 from parts import free_port, wait_for
 
 from skywave import config
-from skywave.batch import Name, decode
 from skywave.client import agent as agent_module
 from skywave.client import clock as clock_module
 from skywave.client import intake as intake_module
 from skywave.client.agent import Agent
 from skywave.client.clock import EARLIEST_US, Clock
 from skywave.client.intake import Intake
-from skywave.client.outbox import open_outbox
 from skywave.errors import CredentialError, OutboxUnavailable
-from skywave.frames import frame
-from skywave.service import Worker
+from skywave.formats.batch import Name, decode
+from skywave.formats.frames import frame
+from skywave.outbox.opening import open_outbox
+from skywave.process.service import Worker
 
 SINCE_BOOT_NS = 100 * 10**9
 

@@ -10,10 +10,8 @@ from datetime import date, timedelta
 import pytest
 from parts import wait_for
 
-from skywave import config, topics
-from skywave.batch import Batch
+from skywave import config
 from skywave.client import uplink as uplink_module
-from skywave.client.outbox import open_outbox
 from skywave.client.uplink import (
     ASIDE_MAX_S,
     ASIDE_S,
@@ -26,8 +24,12 @@ from skywave.client.uplink import (
     _Up,
 )
 from skywave.errors import OutboxUnavailable
-from skywave.messages import Ack, Produced, Range, ServerStatus
-from skywave.mqtt import PACKET_TOO_LARGE, Disconnected, Message, Refused
+from skywave.formats import topics
+from skywave.formats.batch import Batch
+from skywave.formats.messages import Ack, Produced, Range, ServerStatus
+from skywave.mqtt.events import Disconnected, Message, Refused
+from skywave.mqtt.link import PACKET_TOO_LARGE
+from skywave.outbox.opening import open_outbox
 
 
 @pytest.fixture

@@ -11,16 +11,18 @@ from datetime import timedelta
 
 import pytest
 
-from skywave import config, topics
-from skywave.batch import CONTENT_TYPE, MAX_READINGS, Name, encode
+from skywave import config
 from skywave.errors import PoisonError, StoreBusy
-from skywave.messages import MAX_TOLD, Produced, Range
-from skywave.mqtt import Message
+from skywave.formats import topics
+from skywave.formats.batch import CONTENT_TYPE, Name, encode
+from skywave.formats.declared import MAX_READINGS
+from skywave.formats.messages import MAX_TOLD, Produced, Range
+from skywave.mqtt.events import Message
 from skywave.server import admission, foreign, ingest
 from skywave.server.admission import Admission
 from skywave.server.ingest import Ingest, Stopped
-from skywave.server.store import REJECTED_OVERHEAD
 from skywave.server.subscriber import CLIENT_SHARE, Inbox, Received, boottime, utc_today
+from skywave.store.columns import REJECTED_OVERHEAD
 
 INBOX = 64 << 20
 

@@ -8,7 +8,7 @@ import time
 import pytest
 
 from skywave.care.bundle import write_bundle
-from skywave.masking import MASK, found, mask
+from skywave.config.masking import MASK, found, mask
 
 SECRET = "S3CRETxyz"
 

@@ -10,9 +10,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from skywave import topics
 from skywave.errors import PoisonError
-from skywave.messages import (
+from skywave.formats import topics
+from skywave.formats.messages import (
     MAX_BYTES,
     MAX_DROPPED,
     MAX_LABELS,

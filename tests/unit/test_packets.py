@@ -12,8 +12,9 @@ from parts import wait_for
 
 from skywave import config
 from skywave.errors import PoisonError
-from skywave.mqtt import PACKET_TOO_LARGE, Link, Message
-from skywave.packets import MAX_PROPERTIES, MAX_PROPERTIES_BYTES, read_properties
+from skywave.mqtt.events import Message
+from skywave.mqtt.link import PACKET_TOO_LARGE, Link
+from skywave.mqtt.packets import MAX_PROPERTIES, MAX_PROPERTIES_BYTES, read_properties
 from skywave.server.admission import Admission
 
 

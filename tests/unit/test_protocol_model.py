@@ -23,18 +23,19 @@ import hypothesis.strategies as st
 from hypothesis import HealthCheck, settings
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
-from skywave import config, topics
-from skywave.batch import Batch, Name, encode
+from skywave import config
 from skywave.client import uplink as uplink_module
-from skywave.client.outbox import open_outbox
 from skywave.client.uplink import Uplink
 from skywave.errors import StoreUnavailable
-from skywave.messages import Ack, Produced, Range, ServerStatus
-from skywave.mqtt import Disconnected, Message
+from skywave.formats import topics
+from skywave.formats.batch import Batch, Name, encode
+from skywave.formats.messages import Ack, Produced, Range, ServerStatus
+from skywave.mqtt.events import Disconnected, Message
+from skywave.outbox.opening import open_outbox
 from skywave.server import ingest as ingest_module
 from skywave.server.ingest import Ingest
-from skywave.server.store import Block
 from skywave.server.subscriber import Received
+from skywave.store.columns import Block
 
 CLIENT = 1
 DAY = date(2026, 11, 24)

@@ -9,12 +9,13 @@ from datetime import timedelta
 
 import pytest
 
-from skywave import config, topics
-from skywave.batch import CONTENT_TYPE, Name, encode
+from skywave import config
 from skywave.errors import ConfigError, PoisonError
+from skywave.formats import topics
+from skywave.formats.batch import CONTENT_TYPE, Name, encode
 from skywave.server import rejected
-from skywave.server.store import Rejected
 from skywave.server.subscriber import utc_today
+from skywave.store.columns import Rejected
 
 READING = b'{"created_at": 1, "data_key": "k", "data_value": 1}'
 

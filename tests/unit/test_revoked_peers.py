@@ -12,7 +12,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 
 from skywave import config
-from skywave.mqtt import tls_context
+from skywave.mqtt.tls import tls_context
 
 NOW = datetime.now(UTC)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from skywave.server.schema import TABLES, Found, strange
+from skywave.store.schema import TABLES, Found, strange
 
 STREAMS = next(table for table in TABLES if table.name == "streams")
 

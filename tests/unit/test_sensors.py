@@ -13,10 +13,10 @@ import pytest
 
 from skywave import config
 from skywave.client import sensors as module
-from skywave.client.outbox import Position
 from skywave.client.sensors import Sensors
-from skywave.frames import Word, frame, take_word
-from skywave.handover import Kept
+from skywave.formats.frames import Word, frame, take_word
+from skywave.outbox.outbox import Position
+from skywave.process.handover import Kept
 
 
 class Peer:

@@ -13,8 +13,9 @@ import urllib.request
 import pytest
 from parts import free_port, wait_for
 
-from skywave import config, handover, service
-from skywave.service import Figure, FiguresServer
+from skywave import config
+from skywave.process import handover, service
+from skywave.process.figures import Figure, FiguresServer
 
 FIGURES = [Figure("there", "skywave_there", "It is there.")]
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from skywave.spans import NOTHING, Spans
+from skywave.formats.spans import NOTHING, Spans
 
 TOP = 2**64 - 1
 NEAR = st.integers(0, 40) | st.integers(TOP - 40, TOP)

@@ -11,10 +11,12 @@ from types import SimpleNamespace
 import pytest
 from parts import wait_for
 
-from skywave import config, topics
-from skywave.batch import CONTENT_TYPE
-from skywave.messages import ClientStatus, ServerStatus
-from skywave.mqtt import RECEIVE_MAXIMUM, Message
+from skywave import config
+from skywave.formats import topics
+from skywave.formats.batch import CONTENT_TYPE
+from skywave.formats.messages import ClientStatus, ServerStatus
+from skywave.mqtt.events import Message
+from skywave.mqtt.properties import RECEIVE_MAXIMUM
 from skywave.server.service import STUCK_AFTER_S, UNHEARD_S, ServerProcess
 from skywave.server.subscriber import KEPT_BESIDE_OTHERS_S, KEPT_S, Inbox, Subscriber
 

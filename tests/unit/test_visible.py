@@ -13,11 +13,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from rich.console import Console
 
-from skywave import service, view
 from skywave.care.doctor import Finding
-from skywave.cli import main
+from skywave.commands import view
+from skywave.commands.group import main
 from skywave.errors import SkywaveError
-from skywave.visible import MAX_LETTERS, say, visible
+from skywave.process import service
+from skywave.process.visible import MAX_LETTERS, say, visible
 
 ROOT = Path(__file__).parents[2]
 HOSTILE = [

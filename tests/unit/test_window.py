@@ -8,9 +8,9 @@ from datetime import date
 import pytest
 
 from skywave import config
-from skywave.batch import Batch
 from skywave.client.window import Window
-from skywave.messages import Range
+from skywave.formats.batch import Batch
+from skywave.formats.messages import Range
 
 DAY = date(2026, 11, 24)
 

@@ -18,8 +18,8 @@ import numpy as np
 from clickhouse_driver.bufferedwriter import BufferedSocketWriter
 from clickhouse_driver.columns.service import write_column
 
-from skywave.batch import Name, decode, encode
-from skywave.frames import FrameParser
+from skywave.formats.batch import Name, decode, encode
+from skywave.formats.frames import FrameParser
 from skywave.server.admission import Admitted, build_block
 
 SIZE, BLOCK_ROWS, CHUNK = 500, 400_000, 64 << 10

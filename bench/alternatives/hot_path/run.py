@@ -17,7 +17,7 @@ from pathlib import Path
 
 from report import row, write
 
-from skywave.frames import frame
+from skywave.formats.frames import frame
 
 HERE = Path(__file__).parent
 READINGS = 4_000_000

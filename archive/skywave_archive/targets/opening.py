@@ -1,0 +1,20 @@
+"""Opens the target that the settings name. What a target is stands in ``target.py``."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from ..settings import Target as Settings
+from .target import Target
+
+
+def open_target(settings: Settings) -> Target:
+    """The configured target."""
+    if settings.kind == "hdfs":
+        from .webhdfs import WebHdfsTarget
+
+        return WebHdfsTarget(settings)
+    from .local import LocalTarget
+
+    return LocalTarget(settings)

@@ -1,0 +1,1 @@
+"""What people type. Heavy modules are imported by the command that needs them."""

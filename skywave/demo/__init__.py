@@ -1,0 +1,1 @@
+"""The whole system on one host, for a newcomer's first minute."""

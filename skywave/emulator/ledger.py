@@ -1,0 +1,76 @@
+"""What a sensor or a fleet says that it sent: the oracle of every test of loss."""
+
+from __future__ import annotations
+
+import json
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import IO, Any
+
+from .fleet_client import CENTS
+
+
+def compare(ledger: Path, stores: list[Any]) -> dict[str, Any]:
+    """What the stores have of what a ledger says: readings sent and stored, and the clients for which they differ."""
+    sent = {line["client_id"]: line for line in map(json.loads, ledger.read_text().splitlines())}
+    wrong: dict[int, str] = {}
+    total = 0
+    for store in stores:
+        rows = store.query(
+            f"SELECT client_id, stream, count(), uniqExact(seq), max(seq), sum(toInt64(round(data_value * {CENTS})))"
+            f" FROM {store.database}.telemetry FINAL GROUP BY client_id, stream"
+        )
+        for client_id, stream, count, distinct, last, cents in rows:
+            line = sent.get(client_id)
+            if line is None or line["stream"] != stream:
+                continue
+            sent.pop(client_id)
+            total += int(count)
+            want = (line["readings"], line["readings"], line["readings"], line["sum"])
+            if (found := (int(count), int(distinct), int(last), int(cents))) != want:
+                wrong[client_id] = f"sent {want}, stored {found}"
+    wrong |= {client_id: "nothing is stored" for client_id, line in sent.items() if line["readings"]}
+    return {"stored": total, "wrong": {str(client_id): why for client_id, why in sorted(wrong.items())}}
+
+
+class Ledger:
+    """A text file of what was sent: a line ``connection payload`` for each reading, written before it is sent."""
+
+    def __init__(self, path: str | Path) -> None:
+        self._file: IO[bytes] = Path(path).open("ab", buffering=0)  # noqa: SIM115  closed by close()
+        self.readings = 0
+        """How many it held when it was opened."""
+        self.connections = 0
+        """The highest number of a connection that it held then."""
+        size = 0
+        for line in _whole_lines(path):
+            size += len(line)
+            self.readings += 1
+            self.connections = max(self.connections, int(line.split()[0]))
+        self._file.truncate(size)  # half a line is of a process that was killed; it was not sent
+        self._lock = threading.Lock()
+
+    def note(self, connection: int, payloads: list[bytes]) -> None:
+        """Writes the payloads down; they survive this process, not the host."""
+        head = b"%d " % connection
+        with self._lock:
+            self._file.write(b"".join([head + payload + b"\n" for payload in payloads]))
+
+    def close(self) -> None:
+        """Closes the file."""
+        self._file.close()
+
+
+def _whole_lines(path: str | Path) -> Iterator[bytes]:
+    with Path(path).open("rb") as file:
+        yield from (line for line in file if line.endswith(b"\n"))
+
+
+def read_ledger(path: str | Path) -> dict[int, list[float]]:
+    """The values sent on each connection, in order. A last line cut short (the emulator was killed) is left out."""
+    sent: dict[int, list[float]] = {}
+    for line in _whole_lines(path):
+        connection, payload = line.split()
+        sent.setdefault(int(connection), []).append(float(payload))
+    return sent

@@ -1,0 +1,1 @@
+"""Connections to brokers: all that touches paho."""

@@ -1,0 +1,1 @@
+"""The edge's durable point: readings that no server has stored yet."""

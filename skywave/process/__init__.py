@@ -1,0 +1,1 @@
+"""What every service of ours is made of: loop, signals, watchdog, figures, stalls."""

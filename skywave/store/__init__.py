@@ -1,0 +1,1 @@
+"""The centre's durable point: ClickHouse or chDB, and the account of what is in it."""
