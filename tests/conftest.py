@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import random
+from pathlib import Path
 
 import hypothesis
 import pytest
@@ -14,6 +15,8 @@ from parts import ClickHouse, CurrentClickHouse, Mosquitto, Postgres, running
 from stand import Stand
 from vault import Vault
 from webhdfs_proxy import Proxy
+
+from skywave import config
 
 _numbers = itertools.count(1)
 hypothesis.settings.register_profile("busy", deadline=None)  # the first call alone imports things
@@ -39,6 +42,17 @@ def clickhouse(request):
 @pytest.fixture(scope="session")
 def postgres():
     yield from running(Postgres())
+
+
+@pytest.fixture
+def installed_in(monkeypatch):
+    """Takes a folder for the one where an installed host has its configurations."""
+
+    def take(folder: Path) -> None:
+        monkeypatch.setattr(config, "INSTALLED", folder)
+        monkeypatch.setattr(config.loading, "INSTALLED", folder)
+
+    return take
 
 
 @pytest.fixture

@@ -1,4 +1,4 @@
-"""A sensor: listens on TCP and sends frames (see ``frames.py``) to everybody who connects.
+"""A sensor: listens on TCP and sends frames (see ``formats/frames.py``) to everybody who connects.
 
 With a ledger it first writes down what it is about to send. The ledger is the oracle of every zero-loss test: what was
 sent is known from the sender, never from the table under test.

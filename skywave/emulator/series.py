@@ -1,4 +1,4 @@
-"""The readings of a sensor that numbers them and keeps them until they are acknowledged (see ``frames.py``)."""
+"""The readings of a sensor that numbers them and keeps them until they are acknowledged (see ``formats/frames.py``)."""
 
 from __future__ import annotations
 

@@ -9,7 +9,7 @@ import pytest
 from click.testing import CliRunner
 from contract.test_store import DAY, settings, store  # noqa: F401
 
-from skywave.commands.group import main
+from skywave.commands.main import main
 from skywave.errors import ConfigError
 from skywave.server import rejected
 from skywave.store.columns import Rejected

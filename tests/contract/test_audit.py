@@ -12,7 +12,7 @@ import pytest
 from click.testing import CliRunner
 from contract.test_store import AT, BIG, DAY, block, settings, store  # noqa: F401
 
-from skywave.commands.group import main
+from skywave.commands.main import main
 from skywave.errors import ConfigError
 from skywave.formats.messages import Dropped, Produced
 from skywave.store import accepted, accepting

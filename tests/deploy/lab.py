@@ -42,7 +42,8 @@ QUERY = """
 import json, os, sys
 os.environ["CREDENTIALS_DIRECTORY"] = "/etc/skywave/credentials"
 from skywave import config
-from skywave.server.store import open_shards, text
+from skywave.store.columns import text
+from skywave.store.shards import open_shards
 shards = open_shards(config.load("/etc/skywave/server.toml", config.Server).store)
 rows = [row for shard in shards for row in shard.query(sys.argv[1])]
 print(json.dumps([[text(v) if isinstance(v, bytes) else v for v in row] for row in rows], default=str))

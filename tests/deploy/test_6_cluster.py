@@ -37,7 +37,7 @@ def replicas(cluster, shard: str) -> list[int]:
     script = (
         "import os; os.environ['CREDENTIALS_DIRECTORY'] = '/etc/skywave/credentials'\n"
         "from dataclasses import replace\nfrom skywave import config\n"
-        "from skywave.server.store import open_store\n"
+        "from skywave.store.shards import open_store\n"
         "store = config.load('/etc/skywave/server.toml', config.Server).store\n"
         f"for address in {line}.split(', '):\n"
         "    host, port = address.split(':')\n"

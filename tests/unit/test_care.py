@@ -14,7 +14,7 @@ from skywave import config
 from skywave.care.broker import shake_hands
 from skywave.care.doctor import examine
 from skywave.care.gate import look
-from skywave.commands.group import main
+from skywave.commands.main import main
 
 
 def status(**more):
@@ -83,8 +83,8 @@ def say(*words: str) -> tuple[int, str]:
     return result.exit_code, result.output
 
 
-def test_a_host_with_the_archive_alone_is_looked_after(tmp_path, monkeypatch):
-    monkeypatch.setattr(config, "INSTALLED", tmp_path)
+def test_a_host_with_the_archive_alone_is_looked_after(tmp_path, monkeypatch, installed_in):
+    installed_in(tmp_path)
     monkeypatch.setenv("CREDENTIALS_DIRECTORY", str(tmp_path / "credentials"))
     (tmp_path / "credentials").mkdir()
     (tmp_path / "archive.toml").write_text(

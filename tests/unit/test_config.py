@@ -97,8 +97,8 @@ def test_secrets_come_from_files_and_from_systemds_credentials(tmp_path, monkeyp
         config.secret("absent")
 
 
-def test_an_installed_hosts_configurations_find_their_credentials(tmp_path, monkeypatch):
-    monkeypatch.setattr(config, "INSTALLED", tmp_path)
+def test_an_installed_hosts_configurations_find_their_credentials(tmp_path, monkeypatch, installed_in):
+    installed_in(tmp_path)
     monkeypatch.delenv("CREDENTIALS_DIRECTORY", raising=False)
     (tmp_path / "elsewhere").mkdir()
     elsewhere = load(tmp_path / "elsewhere", "[store]\npassword_file = 'password'\n", config.Server)
@@ -187,7 +187,9 @@ def test_a_path_that_may_be_absent_is_no_home_folder_either(tmp_path, table):
         load(tmp_path, CLIENT + f'[{section}]\n{name} = "~/x"\n')
 
 
-def test_a_relative_path_counts_from_its_file_and_on_a_host_from_the_services_folder(tmp_path, monkeypatch):
+def test_a_relative_path_counts_from_its_file_and_on_a_host_from_the_services_folder(
+    tmp_path, monkeypatch, installed_in
+):
     monkeypatch.delenv("CREDENTIALS_DIRECTORY", raising=False)
     monkeypatch.delenv("STATE_DIRECTORY", raising=False)
     (tmp_path / "elsewhere").mkdir()
@@ -201,7 +203,7 @@ def test_a_relative_path_counts_from_its_file_and_on_a_host_from_the_services_fo
     assert config.load_any(tmp_path / "c.toml").outbox.path == str(tmp_path / "outbox.sqlite")
     monkeypatch.setenv("STATE_DIRECTORY", "/var/lib/a:/var/lib/b")
     assert load(tmp_path, CLIENT).outbox.path == "/var/lib/a/outbox.sqlite"
-    monkeypatch.setattr(config, "INSTALLED", tmp_path)
+    installed_in(tmp_path)
     (tmp_path / "client.toml").write_text(CLIENT)
     installed = config.load_any(tmp_path / "client.toml")
     assert installed.outbox.path == "/var/lib/skywave-client/outbox.sqlite"
@@ -226,7 +228,7 @@ def test_a_servers_name_is_one_level_of_a_topic(tmp_path, name):
 
 
 def test_a_hosts_name_that_cannot_be_a_servers_is_refused(tmp_path, monkeypatch):
-    monkeypatch.setattr(config.socket, "gethostname", lambda: "a/b")
+    monkeypatch.setattr(config.settings.socket, "gethostname", lambda: "a/b")
     with pytest.raises(ConfigError, match="cannot be a server's name"):
         load(tmp_path, "", config.Server)
     assert load(tmp_path, 'name = "sérver 1"\n', config.Server).server_name == "sérver 1"

@@ -12,7 +12,7 @@ from click.testing import CliRunner
 from skywave_archive.cli import main as archive_main
 
 import skywave
-from skywave.commands.group import main
+from skywave.commands.main import main
 
 ROOT = Path(__file__).parents[2]
 

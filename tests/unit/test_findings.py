@@ -20,7 +20,7 @@ from skywave.care import gate as gates
 from skywave.care.doctor import examine
 from skywave.care.findings import STALLS, judge, wrong
 from skywave.client.agent import Agent
-from skywave.commands.group import main
+from skywave.commands.main import main
 from skywave.errors import NotRunning
 from skywave.process.asking import fetch_bytes, fetch_status
 from skywave.server.service import ServerProcess
@@ -124,7 +124,7 @@ def test_status_doctor_and_gate_agree(said, shown, tmp_path, monkeypatch, well):
     file.write_text(f"name = 's1'\n[mqtt]\nport = 1\n[store]\nport = 1\n[http]\nport = {http.port}\n")
     monkeypatch.setattr(gates, "_delivered", lambda *_: {1: 5})
     monkeypatch.setattr(gates, "LOOK_EVERY_S", 0.0)
-    monkeypatch.setattr("skywave.view.status_panel", lambda _: "")
+    monkeypatch.setattr("skywave.commands.view.status_panel", lambda _: "")
     code, _ = run("status", "--config", str(file))
     passages = gates.gate(config.load(file, config.Server), [1], "9", 0.5)
     of_service = {f.check for f in judge(fetch_status(http.url))}

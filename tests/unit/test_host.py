@@ -6,7 +6,6 @@ from pathlib import Path
 
 import pytest
 
-from skywave import config
 from skywave.care import host
 from skywave.care.doctor import examine
 
@@ -23,8 +22,8 @@ LISTED = """table inet skywave {
 
 
 @pytest.fixture
-def installed(tmp_path, monkeypatch):
-    monkeypatch.setattr(config, "INSTALLED", tmp_path)
+def installed(tmp_path, installed_in):
+    installed_in(tmp_path)
     (tmp_path / "firewall.d").mkdir()
     (tmp_path / "firewall.nft").write_text("table inet skywave\n")
     (tmp_path / "firewall.d/zookeeper.nft").write_text("tcp dport { 2181, 2888, 3888 } counter drop\n")
@@ -57,8 +56,8 @@ def test_a_port_that_the_loaded_table_forgot_is_named(monkeypatch):
     assert not finding.ok and "9440" in finding.found
 
 
-def test_a_host_without_a_firewall_of_ours_is_not_blamed(tmp_path, monkeypatch):
-    monkeypatch.setattr(config, "INSTALLED", tmp_path)
+def test_a_host_without_a_firewall_of_ours_is_not_blamed(tmp_path, installed_in):
+    installed_in(tmp_path)
     assert not [*host.firewall()]
 
 

@@ -190,7 +190,7 @@ def test_a_packet_too_large_in_an_answer_is_told_of_the_message_that_it_answers(
 
 
 def test_many_answers_that_the_broker_does_not_read_do_not_fill_the_memory(rogue, monkeypatch):
-    monkeypatch.setattr("skywave.mqtt.MAX_UNWRITTEN", 1000)
+    monkeypatch.setattr("skywave.mqtt.link.MAX_UNWRITTEN", 1000)
     rogue.connections[-1].setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
     rogue.connections[-1].settimeout(1)
     wanted = publish(b"", first=0x32) * 100_000
@@ -205,7 +205,7 @@ def test_many_answers_that_the_broker_does_not_read_do_not_fill_the_memory(rogue
 
 
 def test_a_connection_whose_thread_does_not_move_says_so(rogue, monkeypatch):
-    monkeypatch.setattr("skywave.mqtt.AWAY_S", 0.3)
+    monkeypatch.setattr("skywave.mqtt.link.AWAY_S", 0.3)
     goes_on = threading.Event()
     rogue.link._on_message = lambda _message: goes_on.wait(20)
     rogue.say(publish(b""))

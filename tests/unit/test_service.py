@@ -33,7 +33,7 @@ def test_signals_at_any_moment_set_a_flag_and_interrupt_nothing():
     """A storm of signals while the main thread prints, holds locks, waits on events and raises."""
     script = (
         "import os, sys, threading\n"
-        "from skywave.service import Signals\n"
+        "from skywave.process.service import Signals\n"
         "signals, lock, event = Signals(), threading.Lock(), threading.Event()\n"
         "print('ready', flush=True)\n"
         "while signals.count < 200:\n"
@@ -66,7 +66,7 @@ def test_signals_at_any_moment_set_a_flag_and_interrupt_nothing():
 
 def test_a_wait_ends_as_soon_as_a_signal_comes():
     script = (
-        "import time\nfrom skywave.service import Signals\nsignals = Signals()\nprint('ready', flush=True)\n"
+        "import time\nfrom skywave.process.service import Signals\nsignals = Signals()\nprint('ready', flush=True)\n"
         "print(signals.wait(60), signals.count, signals.wait(60))\n"
     )
     process = subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, text=True)
@@ -76,7 +76,7 @@ def test_a_wait_ends_as_soon_as_a_signal_comes():
 
 
 def test_figures_whose_port_is_taken_are_shown_as_soon_as_it_is_free(monkeypatch):
-    monkeypatch.setattr(service, "LISTEN_RETRY_S", 0.05)
+    monkeypatch.setattr("skywave.process.figures.LISTEN_RETRY_S", 0.05)
     other = socket.create_server(("127.0.0.1", 0))
     port = other.getsockname()[1]
     figures = serving(config.Http(port=port))
@@ -91,7 +91,7 @@ def test_figures_whose_port_is_taken_are_shown_as_soon_as_it_is_free(monkeypatch
 
 @pytest.mark.parametrize("host", ["192.0.2.1", "no..host", "nowhere.invalid"])
 def test_an_address_that_is_not_there_holds_nothing_up(host, monkeypatch):
-    monkeypatch.setattr(service, "LISTEN_RETRY_S", 0.05)
+    monkeypatch.setattr("skywave.process.figures.LISTEN_RETRY_S", 0.05)
     figures = serving(config.Http(host=host, port=free_port()))
     wait_for(lambda: host in figures.trouble, 30, "it says so")
     figures.stop()

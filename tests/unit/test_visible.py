@@ -15,7 +15,7 @@ from rich.console import Console
 
 from skywave.care.doctor import Finding
 from skywave.commands import view
-from skywave.commands.group import main
+from skywave.commands.main import main
 from skywave.errors import SkywaveError
 from skywave.process import service
 from skywave.process.visible import MAX_LETTERS, say, visible
@@ -173,7 +173,7 @@ def test_an_error_of_a_command_is_one_line_and_its_hint_another(monkeypatch):
     def fail(_):
         raise SkywaveError("broker: \x1b[2J\nError: forged", "Do this.")
 
-    monkeypatch.setattr("skywave.cli._settings", fail)
+    monkeypatch.setattr("skywave.commands.look.any_settings", fail)
     done = CliRunner().invoke(main, ["config", "check", "x"])
     assert done.stderr.splitlines() == [r"Error: broker: \x1b[2J\nError: forged", "  Do this."]
 
@@ -193,8 +193,8 @@ def test_nothing_is_printed_past_the_one_place_that_makes_text_visible():
         for node in ast.walk(ast.parse(file.read_text())):
             prints = isinstance(node, ast.Call) and ast.unparse(node.func) in printing
             draws = isinstance(node, ast.ImportFrom) and node.module in drawing
-            if (prints and name != "skywave/visible.py") or (
-                draws and name not in ("skywave/view.py", "skywave/demo.py")
+            if (prints and name != "skywave/process/visible.py") or (
+                draws and name not in ("skywave/commands/view.py", "skywave/demo/demo.py")
             ):
                 past.append(f"{name}:{node.lineno}")
     assert not past
