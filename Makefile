@@ -50,7 +50,7 @@ test-busy: lint
 
 test-minimal: $(VENV)/installed
 	@./tests/system-packages.sh docker.io debootstrap
-	$(BIN)/python tests/minimal_host.py
+	PYTHONPATH=tests $(BIN)/python tests/support/minimal_host.py
 
 # The wheel with the oldest packages that it says will do.
 test-lower-bounds: $(VENV)/installed

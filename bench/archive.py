@@ -19,10 +19,10 @@ from pathlib import Path
 
 import numpy as np
 import requests
-from hadoop import Hdfs
-from parts import ClickHouse
 from report import row, write
-from vault import Vault, day_start, days_ago
+from support.hadoop import Hdfs
+from support.parts import ClickHouse
+from support.vault import Vault, day_start, days_ago
 
 from skywave.store.columns import Block
 

@@ -18,8 +18,8 @@ from contextlib import ExitStack, closing
 from datetime import date, timedelta
 
 import plot
-from parts import ClickHouse
 from report import row, write
+from support.parts import ClickHouse
 
 from skywave import config
 from skywave.store.schema import DAY_US, created_day

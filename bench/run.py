@@ -18,11 +18,11 @@ from typing import Any
 import measure
 import naive
 import paho.mqtt.client as paho
-from outage import fill
 from paho.mqtt.enums import CallbackAPIVersion
-from parts import ClickHouse, Mosquitto, Postgres, free_port, wait_for
 from report import row, write
-from stand import Skywave, Stand
+from support.outage import fill
+from support.parts import ClickHouse, Mosquitto, Postgres, free_port, wait_for
+from support.stand import Skywave, Stand
 
 from skywave import config
 from skywave.emulator.fleet import Fleet

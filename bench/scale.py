@@ -20,11 +20,11 @@ from typing import Any
 import capacity
 import measure
 import plot
-from cluster import Cluster
-from parts import Mosquitto, wait_for
 from report import row, write
 from run import Parts, cpu, fresh
-from stand import Stand
+from support.cluster import Cluster
+from support.parts import Mosquitto, wait_for
+from support.stand import Stand
 
 from skywave import config
 from skywave.client.window import InFlight

@@ -8,13 +8,13 @@ from pathlib import Path
 
 import hypothesis
 import pytest
-from crash import Crasher
-from device import Device
-from hadoop import Hdfs
-from parts import ClickHouse, CurrentClickHouse, Mosquitto, Postgres, running
-from stand import Stand
-from vault import Vault
-from webhdfs_proxy import Proxy
+from support.crash import Crasher
+from support.device import Device
+from support.hadoop import Hdfs
+from support.parts import ClickHouse, CurrentClickHouse, Mosquitto, Postgres, running
+from support.stand import Stand
+from support.vault import Vault
+from support.webhdfs_proxy import Proxy
 
 from skywave import config
 

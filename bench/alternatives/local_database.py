@@ -21,8 +21,8 @@ from pathlib import Path
 from typing import Any
 
 import measure
-from parts import Postgres
 from report import row, write
+from support.parts import Postgres
 
 from skywave import config
 from skywave.formats.batch import Batch

@@ -23,8 +23,8 @@ from typing import Any
 import measure
 import numpy as np
 import psycopg2
-from parts import ClickHouse, Part, Postgres, free_port, which
 from report import row, write
+from support.parts import ClickHouse, Part, Postgres, free_port, which
 
 from skywave import config
 from skywave.store.columns import Block

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from contextlib import closing
 
-from vault import STREAM, days_ago
+from support.vault import STREAM, days_ago
 
 from skywave.formats.messages import Produced
 from skywave.store.accepted import LOST, TAKEN_BACK, entries

@@ -12,9 +12,9 @@ import time
 import numpy as np
 import pytest
 from click.testing import CliRunner
-from parts import wait_for
 from skywave_archive.cli import main
-from vault import STREAM, day_start, days_ago
+from support.parts import wait_for
+from support.vault import STREAM, day_start, days_ago
 
 from skywave.store.columns import Block
 

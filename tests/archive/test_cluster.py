@@ -12,9 +12,9 @@ from contextlib import closing
 from datetime import UTC, datetime, timedelta
 
 import pytest
-from cluster import Cluster
-from parts import running, wait_for
-from stand import Skywave, Stand, delivers
+from support.cluster import Cluster
+from support.parts import running, wait_for
+from support.stand import Skywave, Stand, delivers
 
 from skywave import config
 from skywave.store.audit import audit_shards

@@ -7,7 +7,7 @@ import time
 
 import pytest
 from skywave_archive import verify
-from vault import Vault, days_ago
+from support.vault import Vault, days_ago
 
 OLD, MID, NEW = days_ago(3), days_ago(2), days_ago(1)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pyarrow.parquet as pq
 import pytest
-from vault import Vault, bits, days_ago
+from support.vault import Vault, bits, days_ago
 
 DAY = days_ago(1)
 

@@ -10,8 +10,8 @@ import sys
 from contextlib import closing
 from pathlib import Path
 
-from parts import ClickHouse
-from vault import Vault, days_ago
+from support.parts import ClickHouse
+from support.vault import Vault, days_ago
 
 from skywave.formats.messages import Produced
 from skywave.store.audit import audit

@@ -10,9 +10,9 @@ from collections import Counter
 
 import numpy as np
 import pytest
-from parts import ClickHouse
 from skywave_archive.source import Shard
-from vault import STREAM, Vault, day_start, days_ago, today
+from support.parts import ClickHouse
+from support.vault import STREAM, Vault, day_start, days_ago, today
 
 from skywave import config
 from skywave.store.columns import Block

@@ -5,7 +5,7 @@ from __future__ import annotations
 from contextlib import closing
 
 import pytest
-from vault import Vault, days_ago
+from support.vault import Vault, days_ago
 
 DAY, OLD = days_ago(1), days_ago(2)
 

@@ -17,7 +17,7 @@ from skywave_archive.source import Shard
 from skywave_archive.tables import TELEMETRY
 from skywave_archive.targets.local import LocalTarget
 from skywave_archive.workspace import Workspace
-from vault import Vault, days_ago
+from support.vault import Vault, days_ago
 
 from skywave.store.store import Store
 

@@ -8,12 +8,12 @@ import threading
 import time
 
 import pytest
-from hadoop import Hdfs, HighlyAvailableHdfs
-from parts import running, wait_for
 from skywave_archive import restore as restoring
 from skywave_archive.source import Shard
-from vault import Vault, days_ago
-from webhdfs_proxy import Fault
+from support.hadoop import Hdfs, HighlyAvailableHdfs
+from support.parts import running, wait_for
+from support.vault import Vault, days_ago
+from support.webhdfs_proxy import Fault
 
 from skywave.errors import StoreUnavailable
 

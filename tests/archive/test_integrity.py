@@ -6,7 +6,7 @@ import json
 
 import pytest
 from skywave_archive.manifest import FORMAT
-from vault import days_ago
+from support.vault import days_ago
 
 OLD, MID, NEW = days_ago(3), days_ago(2), days_ago(1)
 

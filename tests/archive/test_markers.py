@@ -10,7 +10,7 @@ from datetime import timedelta
 import pytest
 from skywave_archive.source import Shard
 from skywave_archive.tables import TELEMETRY
-from vault import Vault, days_ago, today
+from support.vault import Vault, days_ago, today
 
 DAY, OLD = days_ago(1), days_ago(2)
 

@@ -6,7 +6,7 @@ import copy
 from contextlib import closing
 
 import pytest
-from vault import days_ago
+from support.vault import days_ago
 
 DAYS = [days_ago(n) for n in (4, 3, 2, 1)]
 STEPS = 40

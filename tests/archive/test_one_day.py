@@ -8,7 +8,7 @@ from contextlib import closing
 import pytest
 from skywave_archive.errors import TargetUnavailable
 from skywave_archive.targets.local import LocalTarget
-from vault import Vault, days_ago
+from support.vault import Vault, days_ago
 
 OLD, BAD, DAY = days_ago(3), days_ago(2), days_ago(1)
 

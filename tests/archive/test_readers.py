@@ -10,7 +10,7 @@ import numpy as np
 import pyarrow.compute as pc
 import pyarrow.dataset as ds
 import pytest
-from vault import STREAM, days_ago
+from support.vault import STREAM, days_ago
 
 DAYS = (days_ago(2), days_ago(1))
 

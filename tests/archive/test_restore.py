@@ -7,9 +7,9 @@ from contextlib import closing
 from datetime import timedelta
 
 import pytest
-from cluster import Cluster
-from parts import running
-from vault import Vault, day_start, days_ago
+from support.cluster import Cluster
+from support.parts import running
+from support.vault import Vault, day_start, days_ago
 
 from skywave import config
 from skywave.formats.messages import Produced

@@ -5,7 +5,7 @@ from __future__ import annotations
 from contextlib import closing
 
 import pytest
-from vault import days_ago
+from support.vault import days_ago
 
 DAY, OLD = days_ago(1), days_ago(2)
 MANY = 50

@@ -18,9 +18,9 @@ from collections.abc import Iterable
 from pathlib import Path
 
 import pytest
-from containers import base_image, docker
-from hadoop import jars
-from parts import wait_for
+from support.containers import base_image, docker
+from support.hadoop import jars
+from support.parts import wait_for
 
 from skywave.emulator.ledger import read_ledger
 from skywave.emulator.sensor import KINDS

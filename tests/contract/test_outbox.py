@@ -14,7 +14,7 @@ from pathlib import Path
 
 import psycopg2
 import pytest
-from parts import wait_for
+from support.parts import wait_for
 
 from skywave import config
 from skywave.errors import EXIT_DATA, EXIT_TRY_LATER, OutboxError, OutboxRefused, OutboxUnavailable

@@ -18,8 +18,8 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from containers import DOCKER, docker, image_with
-from parts import wait_for as wait_for_often
+from support.containers import DOCKER, docker, image_with
+from support.parts import wait_for as wait_for_often
 
 REPOSITORY = Path(__file__).parents[2]
 ANSIBLE = REPOSITORY / "ansible"

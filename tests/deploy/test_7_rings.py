@@ -12,8 +12,8 @@ from pathlib import Path
 
 import pytest
 import yaml
-from containers import base_image, docker
 from lab import ANSIBLE
+from support.containers import base_image, docker
 
 EDGES = ["e1", "e2", "e3", "e4", "e5"]
 PROGRAM = """#!/bin/sh

@@ -7,7 +7,7 @@ import socket
 import time
 
 import pytest
-from parts import wait_for
+from support.parts import wait_for
 
 from skywave.emulator.series import KEEP, Series
 from skywave.formats.frames import Word, frame, take_word

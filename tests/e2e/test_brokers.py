@@ -8,8 +8,8 @@ import time
 import paho.mqtt.client as paho
 import pytest
 from paho.mqtt.enums import CallbackAPIVersion
-from parts import Mosquitto, wait_for
-from stand import Stand, delivers, skywave
+from support.parts import Mosquitto, wait_for
+from support.stand import Stand, delivers, skywave
 
 
 @pytest.fixture

@@ -7,9 +7,9 @@ from datetime import date
 
 import numpy as np
 import pytest
-from cluster import Cluster
-from parts import running, wait_for
-from stand import Stand, delivers
+from support.cluster import Cluster
+from support.parts import running, wait_for
+from support.stand import Stand, delivers
 
 from skywave import config
 from skywave.care.doctor import examine

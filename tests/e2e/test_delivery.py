@@ -6,8 +6,8 @@ import signal
 import time
 
 import pytest
-from parts import wait_for
-from stand import Skywave, Stand, delivers
+from support.parts import wait_for
+from support.stand import Skywave, Stand, delivers
 
 
 def outbox_of(kind: str, stand: Stand, request: pytest.FixtureRequest, client_id: int = 1) -> str:

@@ -11,8 +11,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from parts import wait_for
-from stand import skywave
+from support.parts import wait_for
+from support.stand import skywave
 
 from skywave.demo.demo import compare
 

@@ -7,9 +7,9 @@ import signal
 import time
 
 import pytest
-from device import Device
-from parts import ClickHouse, Mosquitto, wait_for
-from stand import Stand
+from support.device import Device
+from support.parts import ClickHouse, Mosquitto, wait_for
+from support.stand import Stand
 
 from skywave.formats import topics
 from skywave.formats.messages import Range

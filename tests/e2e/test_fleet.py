@@ -8,8 +8,8 @@ import sys
 import time
 from contextlib import closing
 
-from parts import wait_for
-from stand import skywave
+from support.parts import wait_for
+from support.stand import skywave
 
 from skywave.store.audit import audit
 

@@ -10,7 +10,7 @@ from hashlib import sha256
 from pathlib import Path
 
 import pytest
-from parts import Mosquitto, wait_for
+from support.parts import Mosquitto, wait_for
 
 from skywave import config
 from skywave.mqtt.events import Will

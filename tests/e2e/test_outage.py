@@ -5,8 +5,8 @@ from __future__ import annotations
 import time
 
 import pytest
-from outage import STREAM, fill
-from parts import wait_for
+from support.outage import STREAM, fill
+from support.parts import wait_for
 
 from skywave import config
 

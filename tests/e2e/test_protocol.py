@@ -12,8 +12,8 @@ from datetime import UTC, date, datetime, timedelta
 
 import paho.mqtt.client as paho
 import pytest
-from parts import wait_for
-from stand import delivers, skywave
+from support.parts import wait_for
+from support.stand import delivers, skywave
 
 from skywave.formats import topics
 from skywave.formats.batch import CONTENT_TYPE, Name, encode
@@ -318,8 +318,8 @@ def _broken(stand) -> str:
 
 
 def test_a_batch_too_large_for_the_broker_is_set_aside_and_the_others_go_on(database, clickhouse):
-    from parts import Mosquitto
-    from stand import Stand
+    from support.parts import Mosquitto
+    from support.stand import Stand
 
     broker = Mosquitto("message_size_limit 30000\nmax_queued_messages 0\n")
     broker.start()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 
 import pytest
-from parts import Mosquitto, wait_for
+from support.parts import Mosquitto, wait_for
 
 from skywave import config
 from skywave.formats import topics

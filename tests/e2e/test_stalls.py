@@ -7,8 +7,8 @@ import urllib.error
 import urllib.request
 
 import pytest
-from parts import Mosquitto, wait_for
-from stand import Skywave, Stand, skywave
+from support.parts import Mosquitto, wait_for
+from support.stand import Skywave, Stand, skywave
 
 
 def stalled(part: Skywave, cause: str, seconds: float = 25) -> str:

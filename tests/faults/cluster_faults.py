@@ -13,9 +13,9 @@ import sys
 import threading
 from pathlib import Path
 
-from cluster import Cluster, Replica
-from hadoop import HighlyAvailableHdfs, NameNode
-from parts import Mosquitto, Postgres, free_port, wait_for
+from support.cluster import Cluster, Replica
+from support.hadoop import HighlyAvailableHdfs, NameNode
+from support.parts import Mosquitto, Postgres, free_port, wait_for
 
 from faults.faults import CATALOGUE as SINGLE
 from faults.faults import Aim, Fault, Steps, _fault, _long, _part

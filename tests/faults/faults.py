@@ -20,8 +20,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 import psycopg2
-from device import Device
-from parts import Part, wait_for
+from support.device import Device
+from support.parts import Part, wait_for
 
 from faults.proxy import Proxy
 from faults.world import Edge, Process, World

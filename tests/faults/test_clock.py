@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 
-from parts import wait_for
+from support.parts import wait_for
 
 from faults.world import Process
 

@@ -15,8 +15,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import psycopg2
-from parts import ClickHouse, Mosquitto, Part, Postgres, free_port, wait_for
-from stand import Skywave, Stand, drained
+from support.parts import ClickHouse, Mosquitto, Part, Postgres, free_port, wait_for
+from support.stand import Skywave, Stand, drained
 
 from faults.proxy import Network, Proxy
 from skywave import config

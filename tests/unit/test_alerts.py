@@ -8,7 +8,7 @@ import subprocess
 from pathlib import Path
 
 import pytest
-from parts import which
+from support.parts import which
 
 from skywave.care.findings import STALLS
 from skywave.client.agent import FIGURES as CLIENT

@@ -14,7 +14,7 @@ from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
-from figures import shows
+from support.figures import shows
 
 from skywave import config
 from skywave.care import broker, certificates

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
-from figures import shows
+from support.figures import shows
 
 from skywave import config
 from skywave.care import gate as gates

@@ -8,7 +8,7 @@ import time
 from datetime import date
 
 import pytest
-from parts import wait_for
+from support.parts import wait_for
 
 from skywave import config
 from skywave.formats import topics

@@ -13,7 +13,7 @@ from array import array
 from datetime import UTC, date, datetime, timedelta
 
 import pytest
-from parts import free_port, wait_for
+from support.parts import free_port, wait_for
 
 from skywave import config
 from skywave.client import agent as agent_module

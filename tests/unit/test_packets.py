@@ -8,7 +8,7 @@ import threading
 import pytest
 from paho.mqtt.packettypes import PacketTypes
 from paho.mqtt.properties import Properties
-from parts import wait_for
+from support.parts import wait_for
 
 from skywave import config
 from skywave.errors import PoisonError

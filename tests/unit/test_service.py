@@ -11,7 +11,7 @@ import sys
 import urllib.request
 
 import pytest
-from parts import free_port, wait_for
+from support.parts import free_port, wait_for
 
 from skywave import config
 from skywave.process import handover, service

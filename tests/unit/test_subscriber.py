@@ -9,7 +9,7 @@ from datetime import date
 from types import SimpleNamespace
 
 import pytest
-from parts import wait_for
+from support.parts import wait_for
 
 from skywave import config
 from skywave.formats import topics

@@ -14,10 +14,11 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import requests
-from parts import Part, free_port, listens, wait_for, which
+
+from support.parts import Part, free_port, listens, wait_for, which
 
 VERSION = "3.5.0"
-ROLE = Path(__file__).parents[1] / "ansible/roles/hadoop"
+ROLE = Path(__file__).parents[2] / "ansible/roles/hadoop"
 JARS = dict(line.split() for line in (ROLE / "files/artifacts.txt").read_text().splitlines())
 _COPY = "org.apache.maven.plugins:maven-dependency-plugin:3.6.1:copy"
 _JAVA = ("-Xmx256m", "-XX:TieredStopAtLevel=4", "--add-opens", "java.base/java.lang=ALL-UNNAMED")

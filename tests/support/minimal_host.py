@@ -1,6 +1,8 @@
 """What a stranger does first: clones the repository on a minimal Debian 12 that has git, make and Python alone, and runs the
-two commands. ``python tests/minimal_host.py`` does it in a container whose first process reaps nothing and that may mount
-nothing; arguments are commands to run in the clone instead of ``make demo`` and ``make test``.
+two commands.
+
+``python tests/support/minimal_host.py`` does it in a container whose first process reaps nothing and that may mount nothing;
+arguments are commands to run in the clone instead of ``make demo`` and ``make test``.
 """
 
 from __future__ import annotations
@@ -10,9 +12,9 @@ import sys
 import tempfile
 from pathlib import Path
 
-from containers import DOCKER, base_image, docker
+from support.containers import DOCKER, base_image, docker
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 CLONE = "/root/skywave"
 COMMANDS = ['make demo DEMO="--seconds 12 --json"', "make test"]
 

@@ -12,13 +12,12 @@ import urllib.request
 from collections import Counter
 from pathlib import Path
 
-from parts import Mosquitto, Part, free_port, wait_for
-
 from skywave import config
 from skywave.emulator.ledger import read_ledger
 from skywave.emulator.sensor import KINDS
 from skywave.store.audit import audit_shards
 from skywave.store.shards import open_shards, open_store
+from support.parts import Mosquitto, Part, free_port, wait_for
 
 SOCKET_BUFFERS = 256 << 10
 """Bytes that may stand between a sensor's send() and the client's recv(): both ends' buffers, doubled by the kernel."""

@@ -9,13 +9,12 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from pathlib import Path
 
-from parts import ClickHouse, Part, which
-from stand import skywave
-
 from skywave import config
 from skywave.store import schema
 from skywave.store.clickhouse import NEVER_LOOKED_S
 from skywave.store.shards import open_store
+from support.parts import ClickHouse, Part, which
+from support.stand import skywave
 
 
 class ZooKeeper(Part):
