@@ -23,7 +23,7 @@ import logging
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from datetime import UTC, date, datetime
+from datetime import date
 from typing import Any
 
 from skywave.errors import SkywaveError
@@ -172,13 +172,3 @@ class Archive:
 def manifest_path(table: str, day: date, generation: int) -> str:
     """Where a generation's manifest lies."""
     return f"{MANIFESTS}/{table}/{manifest_name(day, generation)}"
-
-
-def utc_now() -> str:
-    """The time as ISO 8601 in UTC, to the second."""
-    return datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
-
-
-def utc_today() -> date:
-    """Today's date in UTC."""
-    return datetime.now(UTC).date()

@@ -13,8 +13,9 @@ from skywave import __version__
 from skywave.commands.group import ErrorGroup
 from skywave.errors import EXIT_DATA, EXIT_TRY_LATER, SkywaveError
 from skywave.process.service import setup_logging
+from skywave.process.times import utc_now, utc_today
 
-from .archive import Archive, utc_now, utc_today
+from .archive import Archive
 from .options import (
     config_option,
     day_options,

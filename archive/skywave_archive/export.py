@@ -16,8 +16,9 @@ from typing import Any, NamedTuple
 
 from skywave import __version__
 from skywave.errors import SkywaveError
+from skywave.process.times import utc_now, utc_today
 
-from .archive import SUPERSEDED, Archive, day_folder, manifest_path, utc_now, utc_today
+from .archive import SUPERSEDED, Archive, day_folder, manifest_path
 from .datafile import count_rows
 from .errors import BrokenManifest, Doubled, Shrunk
 from .known import Known

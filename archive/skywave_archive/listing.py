@@ -6,9 +6,10 @@ from datetime import date
 from typing import Any
 
 from skywave.errors import SkywaveError, StoreUnavailable
+from skywave.process.times import utc_today
 from skywave.process.visible import say
 
-from .archive import Archive, utc_today, within
+from .archive import Archive, within
 from .manifest import Manifest
 from .night import is_done, is_pruned, is_the_day_s
 from .source import Shard, held_by

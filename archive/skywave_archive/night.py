@@ -12,9 +12,10 @@ from datetime import date, timedelta
 from typing import Any
 
 from skywave.errors import EXIT_DATA, SkywaveError, StoreUnavailable
+from skywave.process.times import utc_today
 from skywave.store.store import Store
 
-from .archive import STATE, Archive, utc_today, within
+from .archive import STATE, Archive, within
 from .errors import NewerManifest
 from .export import DayResult, Exporter
 from .reading import Progress

@@ -11,8 +11,8 @@ import click
 
 from skywave import config
 from skywave.errors import ConfigError
+from skywave.process.times import utc_today
 
-from .archive import utc_today
 from .settings import check_folder
 
 

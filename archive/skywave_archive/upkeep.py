@@ -9,9 +9,10 @@ from typing import TYPE_CHECKING
 import click
 
 from skywave.errors import EXIT_DATA, SkywaveError
+from skywave.process.times import utc_today
 from skywave.process.visible import say
 
-from .archive import Archive, utc_today
+from .archive import Archive
 from .options import config_option, dry_run_option, json_option, parse_age, parse_day
 from .report import Report, bar, with_archive
 from .tables import BY_DAY, add

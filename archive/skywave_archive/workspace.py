@@ -22,8 +22,9 @@ import time
 from typing import Any
 
 from skywave.errors import SkywaveError
+from skywave.process.times import utc_now
 
-from .archive import LOCKS, STAGING, utc_now
+from .archive import LOCKS, STAGING
 from .errors import AlreadyExists, Locked, LockLost, NotFound, TargetUnavailable
 from .targets.target import Entry, Target
 

@@ -19,6 +19,7 @@ from typing import NamedTuple
 from .. import config
 from ..errors import CertificateError, ConfigError, NotRunning
 from ..process.asking import fetch_status
+from ..process.durable import write_durably
 from .broker import reachable, shake_hands
 
 BACK_WITHIN_S = 60.0
@@ -107,18 +108,7 @@ def _copy(files: Sequence[Path], folder: Path) -> None:
 def _put(files: Sequence[Path], folder: Path) -> None:
     """Copies the files, each appearing whole and surviving a power cut."""
     for file in files:
-        temporary = folder / f".{file.name}"
-        temporary.touch(mode=0o600)
-        with temporary.open("wb") as copy:
-            copy.write(file.read_bytes())
-            copy.flush()
-            os.fsync(copy.fileno())
-        temporary.replace(folder / file.name)
-    directory = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(directory)
-    finally:
-        os.close(directory)
+        write_durably(folder / file.name, file.read_bytes(), mode=0o600)
 
 
 def _good_after_restart(unit: str, settings: config.Client | config.Server) -> bool:

@@ -32,13 +32,14 @@ from ..formats import topics
 from ..formats.batch import Name
 from ..formats.messages import EARLIEST, MAX_TOLD, Ack, ClientStatus, Dropped, Produced, Range, merge
 from ..mqtt.events import Message
+from ..process.times import boottime, utc_today
 from ..process.visible import visible
 from ..store.columns import Rejected
 from ..store.shards import of_shard
 from ..store.store import Store
 from .admission import MAX_INSERT_BYTES, Admission, Admitted, build_block, is_batch, name_and_count
 from .foreign import BadReading
-from .subscriber import Inbox, Received, Subscriber, boottime, utc_today
+from .subscriber import Inbox, Received, Subscriber
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")

@@ -11,11 +11,11 @@ from typing import Any
 from .. import config
 from ..errors import ConfigError, PoisonError
 from ..mqtt.events import Message
+from ..process.times import boottime, utc_today
 from ..store.columns import Rejected
 from ..store.shards import place
 from ..store.store import Store
 from .admission import Admission, build_block, digest_stream
-from .subscriber import boottime, utc_today
 
 
 def find(stores: Sequence[Store], client_id: int | None = None, limit: int = 100) -> list[dict[str, Any]]:

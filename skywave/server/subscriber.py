@@ -22,7 +22,6 @@ import time
 from collections import Counter, deque
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from datetime import UTC, date, datetime
 
 from .. import __version__, config
 from ..errors import PoisonError
@@ -31,6 +30,7 @@ from ..formats.messages import EARLIEST, Ack, ServerStatus
 from ..mqtt.events import Message, Will
 from ..mqtt.link import Link
 from ..mqtt.properties import RECEIVE_MAXIMUM
+from ..process.times import boottime, utc_today
 from ..store.shards import of_shard
 from .admission import is_batch
 
@@ -425,13 +425,3 @@ class Subscriber:
         if alone and inbox.is_share_of(item):
             self.set_accepting(False)
         return False
-
-
-def boottime() -> float:
-    """Seconds since the boot, sleep included."""
-    return time.clock_gettime(time.CLOCK_BOOTTIME)
-
-
-def utc_today() -> date:
-    """Today's date in UTC: the day that this server tells its clients."""
-    return datetime.now(UTC).date()

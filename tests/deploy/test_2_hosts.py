@@ -16,7 +16,7 @@ import numpy as np
 from skywave import config
 from skywave.messages import Produced
 from skywave.server.store import Block, open_store
-from skywave.server.subscriber import utc_today
+from skywave.process.times import utc_today
 store = open_store(config.load("/etc/skywave/server.toml", config.Server).store)
 count, now = 1000, time.time_ns() // 1000
 same = lambda kind, value: np.full(count, value, kind)

@@ -13,8 +13,9 @@ from support.parts import wait_for
 from skywave import config
 from skywave.formats import topics
 from skywave.mqtt.events import Message
+from skywave.process.times import boottime, utc_today
 from skywave.server.ingest import Ingest
-from skywave.server.subscriber import Inbox, Received, boottime, utc_today
+from skywave.server.subscriber import Inbox, Received
 from skywave.store.columns import Probe
 from skywave.store.store import LOOK_UP_AT_ONCE, LOOK_UP_LETTERS, Store
 

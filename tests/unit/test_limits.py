@@ -18,10 +18,11 @@ from skywave.formats.batch import CONTENT_TYPE, Name, encode
 from skywave.formats.declared import MAX_READINGS
 from skywave.formats.messages import MAX_TOLD, Produced, Range
 from skywave.mqtt.events import Message
+from skywave.process.times import boottime, utc_today
 from skywave.server import admission, foreign, ingest
 from skywave.server.admission import Admission
 from skywave.server.ingest import Ingest, Stopped
-from skywave.server.subscriber import CLIENT_SHARE, Inbox, Received, boottime, utc_today
+from skywave.server.subscriber import CLIENT_SHARE, Inbox, Received
 from skywave.store.columns import REJECTED_OVERHEAD
 
 INBOX = 64 << 20

@@ -13,8 +13,8 @@ from skywave import config
 from skywave.errors import ConfigError, PoisonError
 from skywave.formats import topics
 from skywave.formats.batch import CONTENT_TYPE, Name, encode
+from skywave.process.times import utc_today
 from skywave.server import rejected
-from skywave.server.subscriber import utc_today
 from skywave.store.columns import Rejected
 
 READING = b'{"created_at": 1, "data_key": "k", "data_value": 1}'

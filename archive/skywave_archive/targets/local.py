@@ -10,8 +10,10 @@ import errno
 import os
 import shutil
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
+
+from skywave.process.durable import sync_folder
 
 from ..errors import AlreadyExists, NotFound, TargetDenied, TargetFull, TargetUnavailable
 from ..settings import Target as Settings
@@ -124,14 +126,8 @@ def _entry(name: str, stat: os.stat_result) -> Entry:
 
 
 def _sync_folder(folder: Path) -> None:
-    try:
-        handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-    except FileNotFoundError:  # renamed meanwhile, by a later owner of the lock
-        return
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
+    with suppress(FileNotFoundError):  # renamed meanwhile, by a later owner of the lock
+        sync_folder(folder)
 
 
 @contextmanager
