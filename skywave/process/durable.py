@@ -13,6 +13,7 @@ def write_durably(path: Path, content: bytes, mode: int = 0o644) -> None:
     """
     part = path.with_name(f".{path.name}")
     try:
+        part.unlink(missing_ok=True)
         part.touch(mode)
         with part.open("wb") as file:
             file.write(content)
