@@ -239,6 +239,7 @@ class Intake:
 
     def _correct_all(self) -> None:
         """What a stopping client still can: the next one does not know by how much they are wrong."""
+        self.clock.look()  # it may have been set since the last reading
         until = time.monotonic() + STOP_GRACE_S
         while self._held_from and self.clock.is_set and time.monotonic() < until:
             self._correct()
