@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import getpass
+import io
 import os
 import sys
 import traceback
@@ -33,6 +34,9 @@ class ErrorGroup(click.Group):
 
     def invoke(self, ctx: click.Context) -> object:
         """See ``click.Group.invoke``."""
+        for stream in (sys.stdout, sys.stderr):  # a terminal without some letter shows another one
+            if isinstance(stream, io.TextIOWrapper):
+                stream.reconfigure(errors="replace")
         try:
             return super().invoke(ctx)
         except SkywaveError as error:
