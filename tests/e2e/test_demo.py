@@ -62,9 +62,12 @@ def running_demo(*options):
 
 
 def until(demo, words):
+    said = []
     for line in demo.stderr:
+        said.append(line)
         if words in line:
             return
+    raise AssertionError(f"the demo ended before {words!r}: {''.join(said)}")
 
 
 def parts_in(folder):
