@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import io
+import sys
 import traceback
 from collections.abc import Iterator
 from pathlib import Path
@@ -28,6 +30,9 @@ class ErrorGroup(click.Group):
 
     def invoke(self, ctx: click.Context) -> object:
         """See ``click.Group.invoke``."""
+        for stream in (sys.stdout, sys.stderr):  # a terminal without some letter shows another one
+            if isinstance(stream, io.TextIOWrapper):
+                stream.reconfigure(errors="replace")
         try:
             return super().invoke(ctx)
         except SkywaveError as error:

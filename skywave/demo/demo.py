@@ -39,7 +39,7 @@ from ..process.service import Signals
 from ..process.visible import say, say_json
 
 CLIENT_ID = 1
-DRAIN_TIMEOUT_S = 60.0
+START_TIMEOUT_S, DRAIN_TIMEOUT_S = 180.0, 180.0
 BROKER_CONFIG = """\
 listener {port} 127.0.0.1
 allow_anonymous true
@@ -165,14 +165,14 @@ class Demo:
         self._start_broker()
         self._start_skywave("server", "server", "--config", str(self.folder / "server.toml"))
         self._note("server with embedded store starts")
-        self._wait(lambda: self._status("server").get("accepting"), 60, "the server")
+        self._wait(lambda: self._status("server").get("accepting"), START_TIMEOUT_S, "the server")
         for number, kind in enumerate(KINDS):
             self._start_skywave(
                 kind, "emulator", "--kind", kind, "--port", str(self._ports[kind]), "--rate", str(self.rate / len(KINDS)),
                 "--seed", str(self.seed + number), "--ledger", str(self._ledger(kind)),
             )  # fmt: skip
         self._start_skywave("client", "client", "--config", str(self.folder / "client.toml"))
-        self._wait(lambda: self._status("client").get("readings"), 20, "the client")
+        self._wait(lambda: self._status("client").get("readings"), START_TIMEOUT_S, "the client")
         self._started = time.monotonic()
         self._note(f"three sensors send {self.rate:,.0f} readings/s")
 

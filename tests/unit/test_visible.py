@@ -5,6 +5,9 @@ from __future__ import annotations
 import ast
 import io
 import logging
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -181,6 +184,19 @@ def test_an_error_of_a_command_is_one_line_and_its_hint_another(monkeypatch):
 def test_what_is_said_is_said_on_one_line_each(capsys):
     say("a\nb", "c\x1b")
     assert capsys.readouterr().out == "a\\nb\nc\\x1b\n"
+
+
+@pytest.mark.parametrize("encoding", ["latin-1", "ascii"])
+def test_a_terminal_that_lacks_letters_shows_the_rest(tmp_path, encoding):
+    file = tmp_path / "server.toml"
+    file.write_text("name = 's°€1'\n[mqtt]\nport = 1\n[store]\nport = 1\n")
+    done = subprocess.run([sys.executable, "-m", "skywave", "doctor", "--config", str(file)], capture_output=True,
+                          env={**os.environ, "PYTHONIOENCODING": encoding}, timeout=60, check=False)  # fmt: skip
+    assert done.returncode == 1, done.stderr
+    assert b"WRONG" in done.stdout and not done.stderr
+    bad = subprocess.run([sys.executable, "-m", "skywave", "config", "check", "€"], capture_output=True,
+                         env={**os.environ, "PYTHONIOENCODING": encoding}, timeout=60, check=False)  # fmt: skip
+    assert bad.returncode == 2 and bad.stderr.startswith(b"Error: ") and b"Traceback" not in bad.stderr
 
 
 def test_nothing_is_printed_past_the_one_place_that_makes_text_visible():
