@@ -15,10 +15,11 @@ from skywave.care.broker import shake_hands
 from skywave.care.doctor import examine
 from skywave.care.gate import look
 from skywave.commands.main import main
+from skywave.process.snapshot import ClientState
 
 
 def status(**more):
-    return {"online": True, "version": "2", "backlog_readings": 0, "oldest_unacked_s": 0.0} | more
+    return ClientState(**{"online": True, "version": "2", **more})
 
 
 def passes(delivered=0, **more):

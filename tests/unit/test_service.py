@@ -16,8 +16,9 @@ from support.parts import free_port, wait_for
 from skywave import config
 from skywave.process import handover, service
 from skywave.process.figures import Figure, FiguresServer
+from skywave.process.snapshot import ClientSnapshot
 
-FIGURES = [Figure("there", "skywave_there", "It is there.")]
+FIGURES = [Figure("readings", "skywave_there", "It is there.")]
 
 
 def ask(port: int, path: str = "/status", host: str = "127.0.0.1") -> bytes:
@@ -26,7 +27,7 @@ def ask(port: int, path: str = "/status", host: str = "127.0.0.1") -> bytes:
 
 
 def serving(http: config.Http) -> FiguresServer:
-    return FiguresServer(http, FIGURES, lambda: {"there": 1}, {"who": "it"})
+    return FiguresServer(http, FIGURES, lambda: ClientSnapshot(readings=1), {"who": "it"})
 
 
 def test_signals_at_any_moment_set_a_flag_and_interrupt_nothing():
@@ -84,7 +85,7 @@ def test_figures_whose_port_is_taken_are_shown_as_soon_as_it_is_free(monkeypatch
     assert f"127.0.0.1:{port}" in figures.trouble
     other.close()
     wait_for(lambda: not figures.trouble, 10, "it listens")
-    assert json.loads(ask(port)) == {"there": 1}
+    assert json.loads(ask(port))["readings"] == 1
     assert b'skywave_there{who="it"} 1.0' in ask(port, "/metrics")
     figures.stop()
 
@@ -111,7 +112,7 @@ def test_figures_are_shown_on_ipv6():
         pytest.skip("this host has no IPv6")
     figures = serving(config.Http(host="::1", port=port))
     wait_for(lambda: not figures.trouble and figures._server, 10, "it listens")
-    assert json.loads(ask(port, host="[::1]")) == {"there": 1}
+    assert json.loads(ask(port, host="[::1]"))["readings"] == 1
     figures.stop()
 
 
