@@ -32,7 +32,7 @@ def fetch(url: str, timeout: float = 5) -> Any:
     """A JSON document of a running client or server; raises ``NotRunning``. ``timeout`` in seconds."""
     try:
         return json.loads(fetch_bytes(url, timeout))
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:  # not JSON, or nested without end
         raise NotRunning(f"{url}: {error}", "Check http.port.") from error
 
 

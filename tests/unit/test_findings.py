@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
-from support.figures import shows
+from support.figures import answers, shows
 
 from skywave import config
 from skywave.care import gate as gates
@@ -199,6 +199,12 @@ def test_what_speaks_no_http_is_not_running():
             fetch_status(f"http://127.0.0.1:{server.server_port}")
         server.shutdown()
         thread.join()
+
+
+@pytest.mark.parametrize("body", [b"", b"<html>", b"\xff", b"[" * 100_000, b"5", b"null", b'{"kind": ["client"]}'])
+def test_what_is_no_status_of_ours_is_not_running(body):
+    with answers(lambda: body) as port, pytest.raises(NotRunning):
+        fetch_status(f"http://127.0.0.1:{port}")
 
 
 # -- the program that settles an update ---------------------------------------------------------------------------------------
