@@ -1,4 +1,4 @@
-"""Commands that look: status, audit, doctor, gate, bundle, certificates, config."""
+"""Commands that look after what runs: status, audit, doctor, gate, bundle, certificates, config."""
 
 from __future__ import annotations
 
@@ -13,10 +13,6 @@ import click
 from .. import config
 from ..errors import ConfigError
 from ..process.visible import say, say_document, say_json, visible
-
-if TYPE_CHECKING:
-    from ..store.accepted import Entry
-    from ..store.accepting import What
 from .group import (
     any_settings,
     config_option,
@@ -28,6 +24,10 @@ from .group import (
     service_configs,
     some_config_option,
 )
+
+if TYPE_CHECKING:
+    from ..store.accepted import Entry
+    from ..store.accepting import What
 
 
 @main.command()

@@ -1,4 +1,4 @@
-"""The figures of a service: its status as JSON and its metrics, over HTTP."""
+"""The figures of a service over HTTP, its snapshot as JSON and its metrics for Prometheus; and how some are measured."""
 
 from __future__ import annotations
 
