@@ -21,6 +21,7 @@ from skywave.commands import view
 from skywave.commands.main import main
 from skywave.errors import SkywaveError
 from skywave.process import service
+from skywave.process.snapshot import decode
 from skywave.process.visible import MAX_LETTERS, say, visible
 
 ROOT = Path(__file__).parents[2]
@@ -88,7 +89,8 @@ ACCEPTED = [
     {"client_id": 7, "stream": "5", "first": 1, "last": 2, "what": "lost", "reason": "text", "name": "ada", "at": 1}
 ]
 VIEWS = {
-    "client": (view.status_panel, CLIENT), "server": (view.status_panel, SERVER), "audit": (view.audit_table, ACCOUNT),
+    "client": (lambda document: view.status_panel(decode(document, "x")), CLIENT),
+    "server": (lambda document: view.status_panel(decode(document, "x")), SERVER), "audit": (view.audit_table, ACCOUNT),
     "rejected": (view.rejected_table, REJECTED), "accepted": (view.accepted_table, ACCEPTED),
     "findings": (lambda rows: view.findings_table([Finding(*row) for row in rows]), [["check", False, "found", "advice"]]),
 }  # fmt: skip
@@ -200,7 +202,7 @@ def test_a_terminal_that_lacks_letters_shows_the_rest(tmp_path, encoding):
 
 
 def test_nothing_is_printed_past_the_one_place_that_makes_text_visible():
-    """Only ``visible`` prints and only ``view`` makes cells of text; ``demo`` draws its own figures."""
+    """Only ``visible`` prints and only ``view`` makes cells of text; the demo's ``screen`` draws its own figures."""
     printing = ("print", "click.echo", "click.secho", "traceback.print_exc", "sys.stdout.write", "sys.stderr.write")
     drawing = ("rich.text", "rich.table", "rich.panel")
     past = []
@@ -210,7 +212,7 @@ def test_nothing_is_printed_past_the_one_place_that_makes_text_visible():
             prints = isinstance(node, ast.Call) and ast.unparse(node.func) in printing
             draws = isinstance(node, ast.ImportFrom) and node.module in drawing
             if (prints and name != "skywave/process/visible.py") or (
-                draws and name not in ("skywave/commands/view.py", "skywave/demo/demo.py")
+                draws and name not in ("skywave/commands/view.py", "skywave/demo/screen.py")
             ):
                 past.append(f"{name}:{node.lineno}")
     assert not past
