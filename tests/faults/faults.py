@@ -365,7 +365,7 @@ def sqlite_locked(world: World, rng: random.Random) -> Fault:
 
     def run() -> Steps:
         with contextlib.closing(sqlite3.connect(edge.outbox, isolation_level=None, timeout=5)) as connection:
-            with contextlib.suppress(sqlite3.OperationalError):
+            with contextlib.suppress(sqlite3.DatabaseError):  # it is in use, or damaged and not replaced yet
                 connection.execute("BEGIN EXCLUSIVE")
             yield _long(rng, 14)  # the client waits 10 s
             if connection.in_transaction:
