@@ -66,8 +66,8 @@ def test_a_release_that_starts_but_publishes_nothing_is_caught_at_the_canaries_a
 
 
 def test_an_edge_that_an_update_cut_off_goes_back_by_itself(converged):
-    converged.make_release(CUT, "skywave/mqtt/link.py", "self._settings.host, self._settings.port, self._settings.keepalive,",
-                           '"192.0.2.1", self._settings.port, self._settings.keepalive,')  # fmt: skip
+    converged.make_release(CUT, "skywave/mqtt/link.py", "broker.host, broker.port, broker.keepalive,",
+                           '"192.0.2.1", broker.port, broker.keepalive,')  # fmt: skip
     arguments = converged.update_arguments(CUT, update_within=300, update_confirm_within=25)
     controller = subprocess.Popen(
         converged.command("update.yml", *arguments, "--limit", "localhost:edges"),
