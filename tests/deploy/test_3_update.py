@@ -51,7 +51,7 @@ def test_a_release_that_starts_but_publishes_nothing_is_caught_at_the_canaries_a
     # Connected, healthy by its own word, and the batches never leave: only the server can tell.
     first = "        client = self._client\n        if client is None or not self.connected:\n"
     converged.make_release(
-        MUTE, "skywave/mqtt/link.py", first, f"        if content_type:\n            return True\n{first}"
+        MUTE, "skywave/mqtt/link.py", first, f"        if content_type:\n            return lambda: True\n{first}"
     )
     arguments = converged.update_arguments(MUTE, update_within=40)
     output = converged.playbook(
