@@ -6,7 +6,7 @@ Whoever imports it has all of paho in this process read properties and reason co
 from __future__ import annotations
 
 from socket import socket
-from typing import Any, ClassVar, cast
+from typing import Any, cast
 
 import paho.mqtt.client as paho
 from paho.mqtt import _packet
@@ -18,7 +18,7 @@ from paho.mqtt.reasoncodes import ReasonCode
 
 from .buffered import BufferedSocket
 from .packets import read_properties
-from .properties import MAX_PACKET_BYTES
+from .properties import MAX_PACKET_BYTES, TABLES
 
 MAX_ANSWER_BYTES = 1 << 16
 """Largest packet that is no PUBLISH."""
@@ -66,10 +66,8 @@ class BoundedProperties(Properties):
     """Properties of any packet, read in one bounded pass. A PUBLISH goes on without those that cannot be read, for it is
     another client's: its ``fault`` says why. In any other packet the broker is at fault."""
 
-    _tables: ClassVar[dict[str, Any]] = vars(Properties(PacketTypes.PUBLISH))
-
     def __init__(self, packet_type: int) -> None:
-        self.__dict__.update(self._tables, packetType=packet_type)
+        self.__dict__.update(TABLES, packetType=packet_type)
 
     def unpack(self, buffer: bytes) -> tuple[Properties, int]:
         """See ``Properties.unpack``; raises ``MalformedPacket``."""

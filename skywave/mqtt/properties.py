@@ -14,6 +14,8 @@ MAX_PACKET_BYTES = 17 << 20
 """Largest packet that is read, unless a link is told otherwise: above what any broker of ours lets pass."""
 MAX_WORDS = 200
 """Characters of a broker's own words that are shown."""
+TABLES: dict[str, Any] = vars(Properties(PacketTypes.PUBLISH))
+"""What MQTT 5 says of each property. paho makes it anew for each packet, which takes longer than all the rest."""
 
 
 def connect_properties(max_packet: int = MAX_PACKET_BYTES, session_expiry: int = 0) -> Properties:
@@ -35,10 +37,10 @@ def disconnect_properties(session_expiry: int) -> Properties:
 
 def publish_properties(content_type: str, user: Iterable[tuple[str, str]]) -> Properties:
     """A PUBLISH's properties, past paho's __setattr__, which searches its tables by name for each of them."""
-    properties = Properties(PacketTypes.PUBLISH)
+    properties = Properties.__new__(Properties)
+    properties.__dict__.update(TABLES, UserProperty=list(user))
     if content_type:
-        object.__setattr__(properties, "ContentType", content_type)
-    object.__setattr__(properties, "UserProperty", list(user))
+        properties.__dict__["ContentType"] = content_type
     return properties
 
 
