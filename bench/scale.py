@@ -29,7 +29,7 @@ from support.stand import Stand
 from skywave import config
 from skywave.client.window import InFlight
 from skywave.emulator.fleet import Fleet
-from skywave.emulator.fleet_client import Plan
+from skywave.emulator.plan import Plan
 from skywave.formats import topics
 from skywave.formats.batch import CONTENT_TYPE, Batch
 from skywave.mqtt.properties import publish_properties

@@ -19,7 +19,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ..errors import SkywaveError
-from .fleet_client import TICK_S, FleetClient, FleetFigures, Loop, Plan
+from .fleet_client import TICK_S, FleetClient, FleetFigures, Loop
+from .plan import Plan
 
 LAST_WORDS_S = 10.0
 

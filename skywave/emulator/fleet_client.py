@@ -25,36 +25,13 @@ from ..formats import topics
 from ..formats.batch import CONTENT_TYPE, Batch, Name, encode
 from ..formats.messages import Ack, ClientStatus, Produced, ServerStatus
 from ..mqtt.properties import connect_properties, publish_properties
+from .plan import CENTS, Plan
 
 TICK_S = 0.02
 RECONNECT_MAX_S = 5.0
 CONNECTS_AT_ONCE = 100
 """Connections begun in one turn of the loop, so that a storm of reconnects does not hold up those that are there."""
 KEEPALIVE_S = 30
-CENTS = 100
-"""Values have two decimals; their sums are counted in hundredths, exactly."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Plan:
-    """What the fleet does. ``rate`` readings a second and client for ``seconds`` (None: until it is stopped), in batches
-    of ``size`` over ``keys`` series, on top of ``backlog`` batches that wait from the beginning. About a share of ``outages``
-    of the clients is cut off at any time, each for ``outage_s`` on the average."""
-
-    brokers: list[config.Mqtt]
-    clients: int = 100
-    first_client_id: int = 1
-    rate: float = 1000.0
-    seconds: float | None = 60.0
-    size: int = 500
-    keys: int = 3
-    backlog: int = 0
-    window: int = 16
-    outages: float = 0.0
-    outage_s: float = 10.0
-    seed: int | None = None
-    ledger: str = ""
-    status_interval: float = 5.0
 
 
 @dataclass

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, Any
 
-from .fleet_client import CENTS
+from .plan import CENTS
 
 
 def compare(ledger: Path, stores: list[Any]) -> dict[str, Any]:

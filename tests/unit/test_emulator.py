@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import socket
+import subprocess
+import sys
 import threading
 
 import pytest
@@ -47,6 +49,11 @@ def test_several_connections_at_once_get_what_the_ledger_says(tmp_path, signal, 
 def test_a_ledgers_last_line_cut_short_is_left_out(tmp_path):
     (tmp_path / "ledger").write_bytes(b"1 5\n1 6\n2 7\n1 8")
     assert read_ledger(tmp_path / "ledger") == {1: [5.0, 6.0], 2: [7.0]}
+
+
+def test_a_sensor_needs_no_library_that_an_edge_host_lacks():
+    absent = "import sys; sys.modules.update(numpy=None, pyarrow=None, paho=None)"
+    subprocess.run([sys.executable, "-c", f"{absent}; import skywave.emulator.sensor"], check=True)
 
 
 def test_a_file_system_is_synced_or_the_error_says_which(tmp_path):
