@@ -27,7 +27,7 @@ from support.stand import Skywave, Stand
 from skywave import config
 from skywave.emulator.fleet import Fleet
 from skywave.emulator.plan import Plan
-from skywave.emulator.sensor import KINDS
+from skywave.emulator.signals import KINDS
 from skywave.formats import topics
 from skywave.formats.batch import Name, decode
 from skywave.formats.messages import Ack

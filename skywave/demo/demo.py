@@ -32,7 +32,7 @@ from rich.text import Text
 
 from .. import config
 from ..emulator.ledger import read_ledger
-from ..emulator.sensor import KINDS
+from ..emulator.signals import KINDS
 from ..errors import DemoFailed, NotRunning, SkywaveError
 from ..process.asking import fetch_status
 from ..process.service import Signals

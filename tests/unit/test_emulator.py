@@ -10,7 +10,8 @@ import threading
 import pytest
 
 from skywave.emulator.ledger import read_ledger
-from skywave.emulator.sensor import SIGNALS, SensorEmulator
+from skywave.emulator.sensor import SensorEmulator
+from skywave.emulator.signals import SIGNALS
 from skywave.errors import StoreUnavailable
 from skywave.formats.frames import FrameParser
 from skywave.store.columns import sync_filesystem
