@@ -68,7 +68,7 @@ class Brokers:
             )  # fmt: skip
         return ""
 
-    def next_pause(self, rival: bool) -> float:
+    def go_on(self, rival: bool) -> float:
         """Goes on to the next broker; returns the seconds to wait before. With a ``rival`` they are many, or the two would
         end each other's sessions for ever."""
         if self.connected_at and time.monotonic() - self.connected_at > STEADY_S:

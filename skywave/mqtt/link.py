@@ -197,7 +197,7 @@ class Link:
                 self.connected = False
                 self._client = None
             self._leaving = False
-            self._stopping.wait(self._brokers.next_pause(self._trouble.has_rival))
+            self._stopping.wait(self._brokers.go_on(self._trouble.has_rival))
 
     def _attempt(self) -> None:
         """One connection, from its beginning to its end."""
