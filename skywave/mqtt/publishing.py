@@ -24,19 +24,19 @@ class SizeLimit:
 
     def __init__(self) -> None:
         self.at_most = 0
-        self._refused = 0
-        self._refused_at = float("-inf")
+        self._refused = (0, float("-inf"))  # bytes, and when; replaced as one, for it is read in other threads
 
     def refused(self, size: int) -> None:
         """The broker did not take a payload of so many bytes."""
-        self._refused, self._refused_at = size, time.monotonic()
+        self._refused = (size, time.monotonic())
 
     def forbids(self, topic: str, payload: bytes, properties: Properties | None) -> str:
         """Why the broker would not take a message of this size; "" if it may."""
         if self.at_most and (size := publish_bytes(topic, payload, properties)) > self.at_most:
             return f"at most {self.at_most} bytes, one has {size} with its properties"
-        if len(payload) >= self._refused and time.monotonic() - self._refused_at < TOO_LARGE_HOLDS_S:
-            return f"it refused {self._refused} bytes, one has {len(payload)}"
+        least, since = self._refused
+        if len(payload) >= least and time.monotonic() - since < TOO_LARGE_HOLDS_S:
+            return f"it refused {least} bytes, one has {len(payload)}"
         return ""
 
 
