@@ -26,8 +26,8 @@ from support.stand import Skywave, Stand
 
 from skywave import config
 from skywave.emulator.fleet import Fleet
-from skywave.emulator.fleet_client import Plan
-from skywave.emulator.sensor import KINDS
+from skywave.emulator.plan import Plan
+from skywave.emulator.signals import KINDS
 from skywave.formats import topics
 from skywave.formats.batch import Name, decode
 from skywave.formats.messages import Ack

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import random
 import threading
 import time
 from collections.abc import Iterator
@@ -29,7 +30,8 @@ from support.stand import Stand
 from skywave import config
 from skywave.client.window import InFlight
 from skywave.emulator.fleet import Fleet
-from skywave.emulator.fleet_client import Plan
+from skywave.emulator.plan import Plan
+from skywave.emulator.production import Production
 from skywave.formats import topics
 from skywave.formats.batch import CONTENT_TYPE, Batch
 from skywave.mqtt.properties import publish_properties
@@ -122,9 +124,8 @@ def wire() -> dict[int, float]:
     """Bytes a reading in the PUBLISH of a batch, by the batch's size."""
     found = {}
     for size in SIZES:
-        fleet = Fleet(Plan(brokers=[config.Mqtt()], clients=1, size=size, backlog=1))
-        fleet.prepare()
-        payload, _ = fleet._clients[0].ready[0]
+        one = Plan(brokers=[config.Mqtt()], clients=1, size=size, backlog=1)
+        payload = Production(1, one, random.Random(), time.time()).take(date.today()).payload
         batch = Batch(1, 1 << 62, 1, size, 0, None, payload)
         properties = publish_properties(CONTENT_TYPE, InFlight(batch, date.today(), 0, True, 0.0, 0.0).properties())
         found[size] = (len(payload) + len(properties.pack()) + len(topics.data(1000)) + 8) / size

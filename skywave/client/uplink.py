@@ -30,8 +30,8 @@ from ..errors import OutboxUnavailable, PoisonError
 from ..formats import topics
 from ..formats.batch import CONTENT_TYPE, Batch
 from ..formats.messages import EARLIEST, MAX_BYTES, Ack, ClientStatus, Dropped, Produced, Range, ServerStatus
-from ..mqtt.events import Disconnected, Message, Refused, Will
-from ..mqtt.link import PACKET_TOO_LARGE, Link
+from ..mqtt.events import PACKET_TOO_LARGE, Disconnected, Message, Refused, Will
+from ..mqtt.link import Link
 from ..outbox.outbox import Backlog, Outbox
 from .window import InFlight, Window
 

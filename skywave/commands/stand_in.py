@@ -89,7 +89,7 @@ def fleet(brokers: tuple[str, ...], as_json: bool, **plan: Any) -> None:
     --seconds or Ctrl-C they produce no more, and it ends when all is acknowledged.
     """
     from ..emulator.fleet import Fleet, FleetResult
-    from ..emulator.fleet_client import Plan
+    from ..emulator.plan import Plan
 
     try:
         where = [config.Mqtt(host=host, port=port) for host, port in config.addresses(", ".join(brokers))]

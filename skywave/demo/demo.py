@@ -21,7 +21,7 @@ import numpy as np
 
 from .. import config
 from ..emulator.ledger import read_ledger
-from ..emulator.sensor import KINDS
+from ..emulator.signals import KINDS
 from ..errors import DemoFailed, SkywaveError
 from ..process.service import Signals
 from ..process.visible import say, say_json

@@ -13,7 +13,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from ..emulator.sensor import KINDS
+from ..emulator.signals import KINDS
 from ..errors import DemoFailed, NotRunning
 from ..process.asking import fetch_status
 from ..process.snapshot import ClientSnapshot, ServerSnapshot

@@ -11,22 +11,25 @@ Outages end connections without a word, as a cut cable does; what their clients 
 from __future__ import annotations
 
 import itertools
-import json
 import random
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from pathlib import Path
 
 from ..errors import SkywaveError
-from .fleet_client import TICK_S, FleetClient, FleetFigures, Loop, Plan
+from .fleet_client import TICK_S, FleetClient, FleetFigures, Loop
+from .ledger import write_accounts
+from .plan import Plan
 
+CONNECT_WITHIN_S = 60.0
 LAST_WORDS_S = 10.0
+"""For so long the clients wait until the broker has heard their last status."""
 
 
 @dataclass(frozen=True)
 class FleetResult:
-    """``acked_per_s`` counts from the first publish to the last acknowledgement, ``delay`` from publish to
+    """What a fleet has done: ``readings`` were produced, ``acked`` of them acknowledged, and so many batches ``resent``.
+    ``seconds`` and ``acked_per_s`` count from the first publish to the last acknowledgement, ``delay`` from publish to
     acknowledgement, and ``first_ack`` from the loss of a connection (or the start) to the first acknowledgement after."""
 
     clients: int
@@ -43,6 +46,21 @@ class FleetResult:
     first_ack_max_s: float
 
 
+class Every:
+    """Tells once in so many seconds that it is time."""
+
+    def __init__(self, seconds: float) -> None:
+        self._seconds = seconds
+        self._at = 0.0
+
+    def is_due(self, now: float) -> bool:
+        """Whether it is time again."""
+        due = now >= self._at
+        if due:
+            self._at = now + self._seconds
+        return due
+
+
 class Fleet:
     """All clients. ``prepare`` encodes the backlog before the clock starts, so that what is measured is the other side."""
 
@@ -53,11 +71,12 @@ class Fleet:
         self._figures = FleetFigures()
         ids = range(plan.first_client_id, plan.first_client_id + plan.clients)
         self._clients = [FleetClient(client_id, plan, self._loop, self._figures, self._rng) for client_id in ids]
+        self._last_cut = 0.0
 
     def prepare(self) -> None:
         """Encodes every batch of the backlog."""
         for client in self._clients:
-            client.ready = {number: client.encoded(number) for number in range(self._plan.backlog)}
+            client.production.prepare()
 
     def run(
         self,
@@ -65,7 +84,8 @@ class Fleet:
         on_tick: Callable[[FleetResult], None] = lambda _: None,
         drain_s: float = 600.0,
     ) -> FleetResult:
-        """Produces, until ``seconds`` are over or it is ``stopped``; then waits until all is acknowledged.
+        """Produces, until ``seconds`` are over or it is ``stopped``; then waits until all is acknowledged. ``on_tick`` hears
+        each second what was done so far.
 
         Raises ``SkywaveError`` if that takes longer than ``drain_s``; the ledger is written then, too.
         """
@@ -74,51 +94,51 @@ class Fleet:
         for client in self._clients:
             client.begin(began)
         until = began + (self._plan.seconds if self._plan.seconds is not None else float("inf"))
-        sweep_at = tick_at = alive_at = status_at = 0.0
-        statuses: Iterator[FleetClient] = iter(())
-        drained_by = float("inf")
+        drained_by = began + drain_s
+        sweep, alive, status, tick = Every(TICK_S), Every(1.0), Every(self._plan.status_interval), Every(1.0)
+        speakers: Iterator[FleetClient] = iter(())
         try:
             while True:
                 served = self._loop.turn()
                 now = time.monotonic()
                 for client in served:
                     client.publish(now)
-                if now < sweep_at:
+                if not sweep.is_due(now):
                     continue
-                sweep_at = now + TICK_S
                 producing = not stopped() and now < until
-                if not producing and drained_by == float("inf"):
+                if producing:
                     drained_by = now + drain_s
                 for client in self._clients:
                     if producing:
-                        client.produce(now)
+                        client.production.produce(now)
                     client.publish(now)
                 if producing:
                     self._cut_some(now)
                 elif all(client.done for client in self._clients):
                     return self.result(now)
-                if now > drained_by:
+                elif now > drained_by:
                     raise SkywaveError(f"not everything was acknowledged within {drain_s:.0f} s", "Is a server there?")
-                if now >= alive_at:
-                    alive_at = now + 1
+                if alive.is_due(now):
                     for client in self._clients:
                         client.keep_alive()
-                if now >= status_at:  # a part of the clients each time, so that they do not speak in step
-                    statuses = iter(self._clients)
-                    status_at = now + self._plan.status_interval
-                for client in itertools.islice(
-                    statuses, 1 + int(len(self._clients) * TICK_S / self._plan.status_interval)
-                ):
+                if status.is_due(now):
+                    speakers = iter(self._clients)
+                for client in itertools.islice(speakers, self._speakers_a_sweep):
                     client.say()
-                if now >= tick_at:
-                    tick_at = now + 1
+                if tick.is_due(now):
                     on_tick(self.result(now, delays=False))
         finally:
-            self._write_ledger()
+            if self._plan.ledger:
+                write_accounts(self._plan.ledger, [client.production.account() for client in self._clients])
             self._say_goodbye()
 
+    @property
+    def _speakers_a_sweep(self) -> int:
+        """How many clients say their status in one sweep: a part of them each time, so that they do not speak in step."""
+        return 1 + int(len(self._clients) * TICK_S / self._plan.status_interval)
+
     def _connect_all(self, stopped: Callable[[], bool]) -> None:
-        until = time.monotonic() + 60
+        until = time.monotonic() + CONNECT_WITHIN_S
         for client in self._clients:
             self._loop.at(0.0, client)
         while not all(client.up for client in self._clients) and not stopped():
@@ -126,18 +146,6 @@ class Fleet:
             if time.monotonic() > until:
                 up = sum(client.up for client in self._clients)
                 raise SkywaveError(f"{up} of {len(self._clients)} clients could connect", "Start the broker first.")
-
-    def _say_goodbye(self) -> None:
-        for client in self._clients:
-            client.say(goodbye=True)
-        until = time.monotonic() + LAST_WORDS_S
-        while not all(client.heard for client in self._clients) and time.monotonic() < until:
-            self._loop.turn()
-        for client in self._clients:
-            client.stop()
-        self._loop.close()
-
-    _last_cut = 0.0
 
     def _cut_some(self, now: float) -> None:
         """Each client is cut off as often as makes the wanted share of them absent."""
@@ -149,6 +157,16 @@ class Fleet:
                 if client.up and self._rng.random() < chance:
                     client.cut()
 
+    def _say_goodbye(self) -> None:
+        for client in self._clients:
+            client.say(goodbye=True)
+        until = time.monotonic() + LAST_WORDS_S
+        while not all(client.heard for client in self._clients) and time.monotonic() < until:
+            self._loop.turn()
+        for client in self._clients:
+            client.stop()
+        self._loop.close()
+
     def forget_first_acks(self) -> None:
         """From now on the figures of first acknowledgements are those of reconnects."""
         self._figures.first_acks.clear()
@@ -159,19 +177,20 @@ class Fleet:
         waits, first_acks = (sorted(figures.delays), sorted(figures.first_acks)) if delays else ([], [])
         seconds = (figures.last_at or now) - (figures.first_at or now)
         return FleetResult(
-            plan.clients, sum(client.batches for client in self._clients) * plan.size, figures.acked, round(seconds, 3),
-            round(figures.acked / seconds) if seconds else 0, sum(client.resent for client in self._clients),
-            figures.outages, figures.reconnects, _share(waits, 0.5), _share(waits, 0.99), _share(first_acks, 0.5),
-            _share(first_acks, 1.0),
-        )  # fmt: skip
+            clients=plan.clients,
+            readings=sum(client.production.batches for client in self._clients) * plan.size,
+            acked=figures.acked,
+            seconds=round(seconds, 3),
+            acked_per_s=round(figures.acked / seconds) if seconds else 0,
+            resent=sum(client.resent for client in self._clients),
+            outages=figures.outages,
+            reconnects=figures.reconnects,
+            delay_p50_s=_quantile(waits, 0.5),
+            delay_p99_s=_quantile(waits, 0.99),
+            first_ack_p50_s=_quantile(first_acks, 0.5),
+            first_ack_max_s=_quantile(first_acks, 1.0),
+        )
 
-    def _write_ledger(self) -> None:
-        if self._plan.ledger:
-            path = Path(self._plan.ledger)
-            part = path.with_suffix(".part")
-            part.write_text("".join(json.dumps(client.account()) + "\n" for client in self._clients))
-            part.replace(path)
 
-
-def _share(ordered: list[float], share: float) -> float:
+def _quantile(ordered: list[float], share: float) -> float:
     return round(ordered[min(int(len(ordered) * share), len(ordered) - 1)], 4) if ordered else 0.0

@@ -1,18 +1,22 @@
-"""What a sensor or a fleet says that it sent: the oracle of every test of loss."""
+"""What a sensor or a fleet says that it sent: the oracle of every test of loss.
+
+A sensor's ledger is a text file with a line for each reading, a fleet's one with an account in JSON for each client.
+"""
 
 from __future__ import annotations
 
 import json
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import IO, Any
 
-from .fleet_client import CENTS
+from ..process.durable import write_durably
+from .plan import CENTS
 
 
 def compare(ledger: Path, stores: list[Any]) -> dict[str, Any]:
-    """What the stores have of what a ledger says: readings sent and stored, and the clients for which they differ."""
+    """What the stores have of what a fleet's ledger says: readings sent and stored, and the clients for which they differ."""
     sent = {line["client_id"]: line for line in map(json.loads, ledger.read_text().splitlines())}
     wrong: dict[int, str] = {}
     total = 0
@@ -34,8 +38,13 @@ def compare(ledger: Path, stores: list[Any]) -> dict[str, Any]:
     return {"stored": total, "wrong": {str(client_id): why for client_id, why in sorted(wrong.items())}}
 
 
+def write_accounts(path: str | Path, accounts: Iterable[dict[str, int]]) -> None:
+    """Writes a fleet's ledger: of each client its ``client_id``, ``stream``, ``readings`` and ``sum`` (in hundredths)."""
+    write_durably(Path(path), "".join(json.dumps(account) + "\n" for account in accounts).encode())
+
+
 class Ledger:
-    """A text file of what was sent: a line ``connection payload`` for each reading, written before it is sent."""
+    """A sensor's ledger, open to be written on: a line ``connection payload`` for each reading, before it is sent."""
 
     def __init__(self, path: str | Path) -> None:
         self._file: IO[bytes] = Path(path).open("ab", buffering=0)  # noqa: SIM115  closed by close()
@@ -68,7 +77,8 @@ def _whole_lines(path: str | Path) -> Iterator[bytes]:
 
 
 def read_ledger(path: str | Path) -> dict[int, list[float]]:
-    """The values sent on each connection, in order. A last line cut short (the emulator was killed) is left out."""
+    """The values that a sensor sent on each connection, in order. A last line cut short (the emulator was killed) is left
+    out."""
     sent: dict[int, list[float]] = {}
     for line in _whole_lines(path):
         connection, payload = line.split()

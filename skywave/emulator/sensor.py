@@ -11,8 +11,6 @@ from __future__ import annotations
 import contextlib
 import itertools
 import logging
-import math
-import random
 import select
 import socket
 import threading
@@ -23,45 +21,30 @@ from pathlib import Path
 
 from ..errors import SkywaveError
 from ..formats.frames import Word, frame, take_word
-from .ledger import Ledger
 from .series import Series
+from .signals import Measurements
 
 log = logging.getLogger(__name__)
 
-KINDS = {"temperature": (21.0, 5.0), "pressure": (1013.0, 12.0), "height": (120.0, 40.0)}
-"""Mean and spread of each kind's values (degrees Celsius, hectopascal, metres)."""
-SIGNALS = ("random", "sine", "walk", "counter")
 SEND_BUFFER_BYTES = 64 << 10
 FAST_CHUNK = 500
+"""Readings sent at once where the rate is bounded by the reader alone."""
 SEND_AT_ONCE = 5000
 TICK_S = 0.002
 GREETING_S = 10.0
+"""For so long a client may be silent before it says where to go on."""
 STOP_GRACE_S = 10.0
+"""For so long a sensor that stops waits until its readings are acknowledged."""
 STUCK_AFTER_S = 30.0
-
-
-def signal_values(signal: str, kind: str, rng: random.Random, counter: Iterator[int]) -> Iterator[bytes]:
-    """Endless payloads. ``counter`` counts 1, 2, 3 … over all connections, so that every value is unique."""
-    mean, spread = KINDS[kind]
-    if signal == "counter":
-        yield from (b"%d" % number for number in counter)
-    elif signal == "random":
-        while True:
-            yield b"%.2f" % rng.gauss(mean, spread)
-    elif signal == "sine":
-        for step in itertools.count():
-            yield b"%.3f" % (mean + spread * math.sin(step / 500) + rng.gauss(0, spread / 200))
-    else:
-        value = mean
-        while True:
-            value += rng.gauss(0, spread / 50) + (mean - value) / 1000
-            yield b"%.3f" % value
 
 
 class SensorEmulator:
     """Listens on ``port`` (0 picks a free one; read it back from ``port``). ``rate`` is readings/s on each connection,
     0 as fast as the reader takes them; ``limit`` ends each connection after as many readings. ``acknowledged`` turns
-    acknowledged intake on: then there is one client, and ``limit`` counts over all its connections."""
+    acknowledged intake on: then there is one client, and ``limit`` counts over all its connections.
+
+    ``sent`` counts readings, ``connected`` the connections that are open. Raises ``SkywaveError`` if the port is taken.
+    """
 
     def __init__(
         self,
@@ -75,12 +58,8 @@ class SensorEmulator:
         limit: int | None = None,
         acknowledged: bool = False,
     ) -> None:
-        self._kind, self._rate, self._signal, self._limit = kind, rate, signal, limit
-        self._seed = random.SystemRandom().randrange(2**32) if seed is None else seed
-        self._ledger = Ledger(ledger) if ledger else None
-        # A ledger is gone on with: a counter's values stay unique, and so do the numbers of connections.
-        self._counter = itertools.count(1 + (self._ledger.readings if self._ledger else 0))
-        self._connections = itertools.count(1 + (self._ledger.connections if self._ledger else 0))
+        self._kind, self._rate = kind, rate
+        self._measured = Measurements(kind, signal, seed, limit, ledger)
         self._stopping = threading.Event()
         self._stopped_at = 0.0
         self._threads: list[threading.Thread] = []
@@ -109,14 +88,13 @@ class SensorEmulator:
                     sock, peer = self._listener.accept()
                 except TimeoutError:
                     continue
-                number = next(self._connections)
+                number = self._measured.new_connection()
                 thread = threading.Thread(target=self._serve, args=(sock, peer, number), daemon=True)
                 self._threads = [t for t in self._threads if t.is_alive()] + [thread]
                 thread.start()
         for thread in self._threads:
             thread.join(5)
-        if self._ledger:
-            self._ledger.close()
+        self._measured.close()
 
     def stop(self) -> None:
         """Asks ``run`` to return."""
@@ -142,26 +120,21 @@ class SensorEmulator:
         self.connected -= 1
         log.info("%s: connection %d ended", self._kind, number)
 
-    def _payloads(self, number: int) -> Iterator[bytes]:
-        payloads = signal_values(self._signal, self._kind, random.Random(self._seed + number), self._counter)
-        return payloads if self._limit is None else itertools.islice(payloads, self._limit)
-
     def _send(self, sock: socket.socket, number: int) -> None:
-        payloads = self._payloads(number)
+        payloads = self._measured.payloads(number)
         for count in self._pace():
             chunk = list(itertools.islice(payloads, count))
             if not chunk:
                 break
-            if self._ledger:
-                self._ledger.note(number, chunk)
+            self._measured.note(number, chunk)
             sock.sendall(b"".join(map(frame, chunk)))
             self.sent += len(chunk)
 
     # -- acknowledged intake -----------------------------------------------------------------------------------------
 
     def _new_series(self) -> Series:
-        number = next(self._connections)  # in the ledger, a series is what a connection is otherwise
-        return Series(self._payloads(number), partial(self._ledger.note, number) if self._ledger else lambda _: None)
+        number = self._measured.new_connection()  # in the ledger, a series is what a connection is otherwise
+        return Series(self._measured.payloads(number), partial(self._measured.note, number))
 
     def _send_acknowledged(self, sock: socket.socket, series: Series) -> None:
         if before := self._taken_over:

@@ -1,4 +1,4 @@
-"""The socket and the client beneath a link: fewer system calls than paho's own, and bounds on what is read."""
+"""The socket beneath a link: it reads ahead and writes many packets at once."""
 
 from __future__ import annotations
 
@@ -6,21 +6,13 @@ import contextlib
 import socket
 import ssl
 import time
-from typing import Any, cast
-
-import paho.mqtt.client as paho
-from paho.mqtt.enums import MQTTErrorCode
-from paho.mqtt.exception import MalformedPacket
+from typing import Any
 
 LAST_WORDS_S = 1.0
-MANY_UNANSWERED = 256
+"""A connection that this side ends waits for so long until the broker has read what was said last."""
 READ_AHEAD_BYTES = 1 << 16
 READ_AT_ONCE_BYTES = 1 << 20
 WRITE_TOGETHER_BYTES = 1 << 16
-MAX_PACKET_BYTES = 17 << 20
-"""Largest packet that is read, unless a link is told otherwise: above what any broker of ours lets pass."""
-MAX_ANSWER_BYTES = 1 << 16
-"""Largest packet that is no PUBLISH."""
 
 
 class BufferedSocket:
@@ -101,50 +93,6 @@ class BufferedSocket:
                 pass
         self.unsent.clear()
         self._sock.close()
-
-
-class BoundedClient(paho.Client):
-    """paho's client with bounds on what it reads, whatever a broker sends."""
-
-    max_packet = MAX_PACKET_BYTES
-
-    def _create_socket(self) -> Any:
-        return BufferedSocket(cast("socket.socket", super()._create_socket()))
-
-    def _packet_read(self) -> MQTTErrorCode:
-        code = super()._packet_read()
-        return code if self._is_allowed(self._in_packet["remaining_length"]) else MQTTErrorCode.MQTT_ERR_PROTOCOL
-
-    def _packet_handle(self) -> MQTTErrorCode:
-        if not self._is_allowed(len(self._in_packet["packet"])):
-            return MQTTErrorCode.MQTT_ERR_PROTOCOL
-        try:
-            return super()._packet_handle()
-        except MalformedPacket as error:
-            self._blame(f"the broker sent a malformed packet: {error}")
-            raise
-
-    def _is_allowed(self, size: int) -> bool:
-        command = self._in_packet["command"]
-        published = command & 0xF0 == paho.PUBLISH
-        if size > (self.max_packet if published else MAX_ANSWER_BYTES):
-            self._blame(f"the broker sent a packet of {size} bytes")
-        elif published and command & 0x06 > 0x02:  # paho would keep it until the broker releases it
-            self._blame("the broker sent a message with QoS 2, which was not asked for")
-        else:
-            return True
-        return False
-
-    def _blame(self, what: str) -> None:
-        if sock := cast("BufferedSocket | None", self.socket()):
-            sock.error = MalformedPacket(what)
-
-
-def hear_last_words(client: paho.Client, sock: BufferedSocket) -> None:
-    """Reads what came before the connection broke: a DISCONNECT says why."""
-    for _ in range(MANY_UNANSWERED):
-        if client.loop_read() != paho.MQTT_ERR_SUCCESS or client.socket() is None or not sock.pending():
-            return
 
 
 def tune_socket(sock: Any) -> None:

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+NO_SUBSCRIBER, UNSPECIFIED_ERROR, SESSION_TAKEN_OVER, PACKET_TOO_LARGE = 0x10, 0x80, 0x8E, 0x95
+"""Reason codes (MQTT 5, section 2.4)."""
+
 
 @dataclass(frozen=True, slots=True)
 class Message:

@@ -1,22 +1,21 @@
-"""MQTT 5 properties and reason codes, written and read past paho's tables."""
+"""What is written of MQTT 5: the properties of our packets, a PUBLISH's size; and the words of a broker's answer."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Any, ClassVar
+from typing import Any
 
-from paho.mqtt import _packet
-from paho.mqtt.exception import MalformedPacket
 from paho.mqtt.packettypes import PacketTypes
 from paho.mqtt.properties import Properties
-from paho.mqtt.reasoncodes import ReasonCode
-
-from .buffered import MAX_PACKET_BYTES
-from .packets import read_properties
 
 RECEIVE_MAXIMUM = 1000
 """Without it Mosquitto keeps only 20 messages in flight to a subscriber."""
+MAX_PACKET_BYTES = 17 << 20
+"""Largest packet that is read, unless a link is told otherwise: above what any broker of ours lets pass."""
 MAX_WORDS = 200
+"""Characters of a broker's own words that are shown."""
+TABLES: dict[str, Any] = vars(Properties(PacketTypes.PUBLISH))
+"""What MQTT 5 says of each property. paho makes it anew for each packet, which takes longer than all the rest."""
 
 
 def connect_properties(max_packet: int = MAX_PACKET_BYTES, session_expiry: int = 0) -> Properties:
@@ -38,10 +37,10 @@ def disconnect_properties(session_expiry: int) -> Properties:
 
 def publish_properties(content_type: str, user: Iterable[tuple[str, str]]) -> Properties:
     """A PUBLISH's properties, past paho's __setattr__, which searches its tables by name for each of them."""
-    properties = Properties(PacketTypes.PUBLISH)
+    properties = Properties.__new__(Properties)
+    properties.__dict__.update(TABLES, UserProperty=list(user))
     if content_type:
-        object.__setattr__(properties, "ContentType", content_type)
-    object.__setattr__(properties, "UserProperty", list(user))
+        properties.__dict__["ContentType"] = content_type
     return properties
 
 
@@ -52,52 +51,6 @@ def publish_bytes(topic: str, payload: bytes, properties: Properties | None) -> 
 
 
 def words_of(reason: Any, properties: Any) -> str:
-    """A reason code, and what the broker adds to it."""
+    """A reason code (paho's) in words, its number, and what the broker adds to it."""
     more = str(getattr(properties, "ReasonString", ""))[:MAX_WORDS]
     return f"{reason} ({reason.value})" + (f": {more!r}" if more else "")
-
-
-# -- What paho reads of a packet -------------------------------------------------------------------------------------
-
-
-class BoundedProperties(Properties):
-    """Properties of any packet, read in one bounded pass. A PUBLISH goes on without those that cannot be read, for it is
-    another client's; in any other packet the broker is at fault."""
-
-    _tables: ClassVar[dict[str, Any]] = vars(Properties(PacketTypes.PUBLISH))
-
-    def __init__(self, packet_type: int) -> None:
-        self.__dict__.update(self._tables, packetType=packet_type)
-
-    def unpack(self, buffer: bytes) -> tuple[Properties, int]:
-        """See ``Properties.unpack``; raises ``MalformedPacket``."""
-        found = read_properties(buffer)
-        if found.fault and self.packetType != PacketTypes.PUBLISH:
-            raise MalformedPacket(found.fault)
-        self.__dict__.update(found.values, fault=found.fault)
-        return self, found.size
-
-
-class AnyReasonCode(ReasonCode):
-    """A reason code that may be any number: Mosquitto says "Packet too large" in a PUBACK, where MQTT 5 has no such."""
-
-    def __init__(self, packet_type: int, name: str = "Success", identifier: int = -1) -> None:
-        if identifier < 0:
-            super().__init__(packet_type, name)
-        else:
-            self.packetType, self.value = packet_type, identifier
-
-    def unpack(self, buffer: bytes | bytearray) -> int:
-        """See ``ReasonCode.unpack``."""
-        self.value = buffer[0]
-        return 1
-
-    def getName(self) -> str:
-        """See ``ReasonCode.getName``."""
-        names = self.names.get(self.value, {})
-        return next(
-            (name for name, packets in names.items() if self.packetType in packets), next(iter(names), "reason")
-        )
-
-
-vars(_packet).update(Properties=BoundedProperties, ReasonCode=AnyReasonCode)  # what paho reads of each packet

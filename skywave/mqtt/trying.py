@@ -7,11 +7,10 @@ from collections.abc import Sequence
 from typing import Any
 
 import paho.mqtt.client as paho
-from paho.mqtt.enums import CallbackAPIVersion
 from paho.mqtt.subscribeoptions import SubscribeOptions
 
 from .. import config
-from .tls import tls_context
+from .clients import new_client
 
 
 def try_session(settings: config.Mqtt, client_id: str, wanted: Sequence[str], seconds: float) -> str:
@@ -35,13 +34,9 @@ def try_session(settings: config.Mqtt, client_id: str, wanted: Sequence[str], se
             said.extend(words)
             done.set()
 
-    client = paho.Client(CallbackAPIVersion.VERSION2, client_id, protocol=paho.MQTTv5, reconnect_on_failure=False)
+    client = new_client(paho.Client, settings, client_id)
     client.on_connect, client.on_subscribe = connected, subscribed
     client.on_disconnect = lambda _client, _data, _flags, reason, _properties: tell(f"ends the connection: {reason}")
-    if settings.username:
-        client.username_pw_set(settings.username, config.secret(settings.password_file) or None)
-    if settings.ca_file:
-        client.tls_set_context(tls_context(settings))
     client.connect(settings.host, settings.port, clean_start=True)
     client.loop_start()
     if not done.wait(seconds):

@@ -23,7 +23,7 @@ from support.hadoop import jars
 from support.parts import wait_for
 
 from skywave.emulator.ledger import read_ledger
-from skywave.emulator.sensor import KINDS
+from skywave.emulator.signals import KINDS
 
 ROOT = Path(__file__).parents[2]
 IMAGES = Path(__file__).parent / "images"

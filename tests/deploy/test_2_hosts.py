@@ -31,7 +31,7 @@ import os, sys, time
 os.environ["CREDENTIALS_DIRECTORY"] = "/etc/skywave/credentials"
 import paho.mqtt.client as paho
 from skywave import config
-from skywave.mqtt import tls_context
+from skywave.mqtt.tls import tls_context
 settings = config.load("/etc/skywave/client.toml", config.Client).mqtt
 heard = []
 until = time.monotonic() + 20

@@ -51,7 +51,7 @@ def test_a_release_that_starts_but_publishes_nothing_is_caught_at_the_canaries_a
     # Connected, healthy by its own word, and the batches never leave: only the server can tell.
     first = "        client = self._client\n        if client is None or not self.connected:\n"
     converged.make_release(
-        MUTE, "skywave/mqtt/link.py", first, f"        if content_type:\n            return True\n{first}"
+        MUTE, "skywave/mqtt/link.py", first, f"        if content_type:\n            return lambda: True\n{first}"
     )
     arguments = converged.update_arguments(MUTE, update_within=40)
     output = converged.playbook(
@@ -66,8 +66,8 @@ def test_a_release_that_starts_but_publishes_nothing_is_caught_at_the_canaries_a
 
 
 def test_an_edge_that_an_update_cut_off_goes_back_by_itself(converged):
-    converged.make_release(CUT, "skywave/mqtt/link.py", "self._settings.host, self._settings.port, self._settings.keepalive,",
-                           '"192.0.2.1", self._settings.port, self._settings.keepalive,')  # fmt: skip
+    converged.make_release(CUT, "skywave/mqtt/link.py", "broker.host, broker.port, broker.keepalive,",
+                           '"192.0.2.1", broker.port, broker.keepalive,')  # fmt: skip
     arguments = converged.update_arguments(CUT, update_within=300, update_confirm_within=25)
     controller = subprocess.Popen(
         converged.command("update.yml", *arguments, "--limit", "localhost:edges"),

@@ -9,8 +9,9 @@ from support.parts import Mosquitto, wait_for
 
 from skywave import config
 from skywave.formats import topics
-from skywave.mqtt import link as mqtt
-from skywave.mqtt.link import PACKET_TOO_LARGE, Link
+from skywave.mqtt import subscriptions, trouble
+from skywave.mqtt.events import PACKET_TOO_LARGE
+from skywave.mqtt.link import Link
 
 DYNAMIC_SECURITY = "plugin /usr/lib/x86_64-linux-gnu/mosquitto_dynamic_security.so\nplugin_opt_config_file {}\n"
 
@@ -86,7 +87,7 @@ def test_a_topic_on_which_the_broker_lets_nobody_publish_is_named_until_it_does(
 
 
 def test_a_refused_subscription_is_named_and_asked_for_again_until_it_is_granted(broker, connect, monkeypatch):
-    monkeypatch.setattr(mqtt, "SUBSCRIBE_AGAIN_S", 0.5)
+    monkeypatch.setattr(subscriptions, "SUBSCRIBE_AGAIN_S", 0.5)
     shared = topics.ALL_DATA_SHARED[0]
     link = connect(roles(broker, ["ok/#"]), "ok/1", shared)
     words = f"the broker answers the subscription of {shared} with Not authorized (135)"
@@ -98,7 +99,7 @@ def test_a_refused_subscription_is_named_and_asked_for_again_until_it_is_granted
 
 
 def test_a_subscription_that_is_not_wanted_any_more_is_no_trouble(broker, connect, monkeypatch):
-    monkeypatch.setattr(mqtt, "SUBSCRIBE_AGAIN_S", 0.2)
+    monkeypatch.setattr(subscriptions, "SUBSCRIBE_AGAIN_S", 0.2)
     link = connect(roles(broker, []), "x/y")
     wait_for(lambda: link.refusals, 10, "it is refused")
     link.unsubscribe(["x/y"])
@@ -161,4 +162,4 @@ def test_two_clients_of_one_name_say_so_and_do_not_fill_the_log(connect, caplog)
         lambda: all("another client named twin" in link.trouble for link in links), 60,
         lambda: f"both say so: {[link.trouble for link in links]}",
     )  # fmt: skip
-    assert len(caplog.records) <= 2 * mqtt.LOG_LINES
+    assert len(caplog.records) <= 2 * trouble.LOG_LINES

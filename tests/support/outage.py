@@ -6,7 +6,7 @@ import time
 from array import array
 
 from skywave import config
-from skywave.emulator.sensor import KINDS
+from skywave.emulator.signals import KINDS
 from skywave.formats.batch import Batch, Name, encode
 from skywave.outbox.opening import open_outbox
 

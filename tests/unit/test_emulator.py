@@ -2,14 +2,22 @@
 
 from __future__ import annotations
 
+import random
 import socket
+import subprocess
+import sys
 import threading
+from datetime import date
 
 import pytest
 
 from skywave.emulator.ledger import read_ledger
-from skywave.emulator.sensor import SIGNALS, SensorEmulator
+from skywave.emulator.plan import CENTS, Plan
+from skywave.emulator.production import Production
+from skywave.emulator.sensor import SensorEmulator
+from skywave.emulator.signals import SIGNALS
 from skywave.errors import StoreUnavailable
+from skywave.formats.batch import Name, decode
 from skywave.formats.frames import FrameParser
 from skywave.store.columns import sync_filesystem
 
@@ -47,6 +55,33 @@ def test_several_connections_at_once_get_what_the_ledger_says(tmp_path, signal, 
 def test_a_ledgers_last_line_cut_short_is_left_out(tmp_path):
     (tmp_path / "ledger").write_bytes(b"1 5\n1 6\n2 7\n1 8")
     assert read_ledger(tmp_path / "ledger") == {1: [5.0, 6.0], 2: [7.0]}
+
+
+def test_a_sensor_needs_no_library_that_an_edge_host_lacks():
+    absent = "import sys; sys.modules.update(numpy=None, pyarrow=None, paho=None)"
+    subprocess.run([sys.executable, "-c", f"{absent}; import skywave.emulator.sensor"], check=True)
+
+
+def test_what_a_fleets_client_produces_follows_from_its_seed_and_its_ledger_has_what_was_taken():
+    def production() -> Production:
+        return Production(7, plan, random.Random(5), wall_time=1e9)
+
+    today = date(2026, 11, 30)
+    plan = Plan(brokers=[], rate=100, size=50, keys=3, backlog=2)
+    one, other = production(), production()
+    one.prepare()
+    for each in (one, other):
+        each.begin(1000.0)
+        each.produce(1002.0)
+    assert one.waiting == other.waiting and one.batches in (2 + 4, 2 + 5)
+    taken = [one.take(today) for _ in range(3)]
+    assert taken == [other.take(today) for _ in range(3)]
+    assert [batch.first_seq for batch in taken] == [1, 51, 101]
+    read = [decode(batch.payload, Name(7, one.stream, batch.first_seq), 50) for batch in taken]
+    values = [value for readings in read for value in readings.values.to_pylist()]
+    account = {"client_id": 7, "stream": one.stream, "readings": 150, "sum": round(sum(values) * CENTS)}
+    assert one.account() == account
+    assert one.waiting == one.batches - 3
 
 
 def test_a_file_system_is_synced_or_the_error_says_which(tmp_path):
