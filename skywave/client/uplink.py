@@ -394,15 +394,16 @@ class Uplink:
         if not room or self._cursor > self._top:
             return
         batches = self._outbox.read(self._cursor, self._top, room)
+        known = {*self._acked, *self._set_aside}
+        for batch in batches:
+            if batch.id not in known and batch.id not in self._window:
+                self._send(batch, live=False, now=now)
+        # Only now: if a day could not be fixed, the rest is read again.
         if len(batches) < room:
             self._cursor = self._top + 1
         elif batches:
             self._cursor = batches[-1].id + 1
             self._more = True
-        known = {*self._acked, *self._set_aside}
-        for batch in batches:
-            if batch.id not in known and batch.id not in self._window:
-                self._send(batch, live=False, now=now)
 
     def _publish_aside(self, now: float) -> None:
         """Tries one of those again that were set aside, if it is time."""

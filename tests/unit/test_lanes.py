@@ -418,6 +418,17 @@ def _away(*_):
 ENDS = [end_killed, end_stopped, end_disconnected, end_refused, end_without_outbox]
 
 
+def test_a_backlog_whose_day_cannot_be_fixed_at_once_is_published_when_it_can(uplink, broker, monkeypatch):
+    payloads = hold(uplink, 10, 10, 10)
+    with monkeypatch.context() as patch:
+        patch.setattr(uplink._outbox, "fix_day", _away)
+        with pytest.raises(OutboxUnavailable):
+            broker.connect()
+    assert not broker.sent
+    broker.step()
+    assert [payload for payload, _ in broker.sent] == payloads
+
+
 @pytest.mark.parametrize("end", ENDS)
 def test_what_was_never_published_gets_the_day_of_its_first_publish_however_publishing_ended(uplink, broker, end):
     broker.connect()
