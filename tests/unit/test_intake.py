@@ -260,7 +260,7 @@ def test_a_clock_that_disagrees_with_the_servers_is_told(tmp_path, monkeypatch):
     with started(Agent(settings(tmp_path))) as agent:
         monkeypatch.setattr(type(agent.uplink), "accepting", True)
         for days, told in ((0, False), (1, False), (-1, False), (2, True), (-2, True), (-4000, True)):
-            agent.uplink.heard_date = today + timedelta(days)
+            agent.uplink.servers.heard_date = today + timedelta(days)
             agent._health()
             assert ("clock" in agent.snapshot()["stalls"]) is told, days
         agent.intake.clock.is_set = False
