@@ -18,7 +18,7 @@ from support.parts import free_port, wait_for
 from skywave import config
 from skywave.client import agent as agent_module
 from skywave.client import clock as clock_module
-from skywave.client import intake as intake_module
+from skywave.client import held
 from skywave.client.agent import Agent
 from skywave.client.clock import EARLIEST_US, Clock
 from skywave.client.intake import Intake
@@ -121,7 +121,7 @@ def times(path):
 
 
 def test_times_of_a_clock_that_was_never_set_are_corrected_once_it_is_before_they_are_sent(path, monkeypatch):
-    monkeypatch.setattr(intake_module, "CORRECT_AT_ONCE", 3)  # in many steps
+    monkeypatch.setattr(held, "CORRECT_AT_ONCE", 3)  # in many steps
     began = time.time_ns() // 1000
     wall = WallClock(monkeypatch)
     with running_intake(path) as (intake, receiver):
@@ -140,7 +140,7 @@ def test_times_of_a_clock_that_was_never_set_are_corrected_once_it_is_before_the
 
 
 def test_a_clock_that_nobody_sets_holds_readings_up_for_a_moment_only(path, monkeypatch, caplog):
-    monkeypatch.setattr(intake_module, "CLOCK_GRACE_S", 0.3)
+    monkeypatch.setattr(held, "CLOCK_GRACE_S", 0.3)
     wall = WallClock(monkeypatch)
     with running_intake(path) as (intake, receiver):
         wait_for(lambda: intake.commits > 3, 20, "it commits")
