@@ -20,6 +20,8 @@ CLOCK_GRACE_S = 30.0
 """For so long after a server accepts, batches of a clock that was never set wait for a time server's word. The network that
 brings the one brings the other."""
 CORRECT_AT_ONCE = 64
+RETRY_S = 1.0
+"""How long an outbox that was away is left alone."""
 
 
 class HeldBack:
@@ -38,6 +40,7 @@ class HeldBack:
         self._from = 0  # from this id on batches wait for the clock; 0: none does
         self._served_at = 0.0
         self._gave_up = False
+        self._retry_at = 0.0
 
     def keeps(self, batch_id: int, now: float) -> bool:
         """True if this batch, which was just committed, has to wait, and with it all that follow."""
@@ -55,7 +58,7 @@ class HeldBack:
         if not self._from:
             return False
         if self.clock.is_set:
-            return self._correct(last_id)
+            return now >= self._retry_at and self._correct(last_id)
         if not self._accepting():
             self._served_at = now
         elif now > self._served_at + CLOCK_GRACE_S:
@@ -66,13 +69,14 @@ class HeldBack:
         return False
 
     def correct_all(self, last_id: int, within: float) -> bool:
-        """What a stopping client still can in so many seconds: the next one does not know by how much they are wrong. True when
-        all that waited can be published."""
+        """What a stopping client still can in so many seconds: the next one does not know by how much they are wrong. True
+        when all that waited can be published."""
         self.clock.look()  # it may have been set since the last reading
         until = time.monotonic() + within
         while self._from and self.clock.is_set and time.monotonic() < until:
             if self._correct(last_id):
                 return True
+            time.sleep(max(0.0, self._retry_at - time.monotonic()))
         return False
 
     def _correct(self, last_id: int) -> bool:
@@ -82,6 +86,7 @@ class HeldBack:
             self._outbox.replace([self._with_right_times(b) for b in batches if b.made_at < EARLIEST_US])
         except OutboxUnavailable as error:
             log.warning("outbox: %s; times are corrected later", error)
+            self._retry_at = time.monotonic() + RETRY_S
             return False
         if len(batches) == CORRECT_AT_ONCE:
             self._from = batches[-1].id + 1

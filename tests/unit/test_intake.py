@@ -160,6 +160,32 @@ def test_a_clock_that_is_set_while_the_client_stops_still_corrects(path, monkeyp
     assert min(times(path)) > EARLIEST_US
 
 
+def test_an_outbox_that_is_away_while_times_are_corrected_is_not_asked_and_told_of_without_end(
+    path, monkeypatch, caplog
+):
+    monkeypatch.setattr(held, "RETRY_S", 0.2)
+    wall = WallClock(monkeypatch)
+    box = open_outbox(config.Outbox(path=path))
+    waiting = held.HeldBack(
+        config.parse({"client_id": 7, "sensors": {"t": {"port": 1}}}, config.Client), box, lambda: False
+    )
+    assert waiting.keeps(1, 0.0)
+    wall.set()
+
+    def away(*_):
+        raise OutboxUnavailable("away")
+
+    with contextlib.closing(box), monkeypatch.context() as patch:
+        patch.setattr(box, "query", away)
+        for _ in range(100):
+            assert not waiting.look(time.monotonic(), 1)
+        assert not waiting.correct_all(1, within=0.5)
+    assert 1 < len(caplog.records) < 8
+    with contextlib.closing(box):
+        box.create(7)
+        assert waiting.correct_all(1, within=5), "it works again, and nothing is left that waits"
+
+
 def test_a_good_clock_delays_and_changes_nothing(path):
     with running_intake(path) as (intake, receiver):
         wait_for(lambda: intake.commits > 3, 20, "it commits")
