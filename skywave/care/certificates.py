@@ -136,7 +136,7 @@ def _has_session(settings: config.Client | config.Server) -> bool:
     if not settings.http.port:
         return False
     try:
-        return bool(fetch_status(settings.http.url)["connected"])
+        return fetch_status(settings.http.url).connected
     except NotRunning:
         return False
 

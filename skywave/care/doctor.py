@@ -12,13 +12,14 @@ import time
 from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, NamedTuple
 
 from .. import config
 from ..errors import ConfigError, NotRunning, SkywaveError, StoreError
 from ..formats import topics
 from ..formats.messages import EARLIEST
 from ..process.asking import fetch_status
+from ..process.snapshot import ClientSnapshot, ServerSnapshot
 from .broker import open_session, shake_hands
 from .certificates import expiries
 from .findings import Finding, judge, wrong
@@ -41,13 +42,13 @@ def examine(path: str | Path, services: bool = False) -> list[Finding]:
         return [Finding("configuration", False, str(error), error.hint)]
     findings = [Finding("configuration", True, f"{path} is valid"), _clock(), *firewall()]
     findings += _certificates(settings.mqtt)
-    status, running = _running(settings)
-    findings.append(running)
+    service = _service(settings)
+    findings.append(service.finding)
     findings += restarts(_unit(settings)) if Path(path).absolute().parent == config.INSTALLED else []
-    findings += [_broker(settings, broker, status) for broker in settings.mqtt.brokers()]
+    findings += [_broker(settings, broker, service.without_session) for broker in settings.mqtt.brokers()]
     if isinstance(settings, config.Client):
         findings += _disk(settings.outbox)
-    findings += judge(status) if status else []
+    findings += judge(service.snapshot) if service.snapshot else []
     # An embedded store can be opened by the running server alone.
     if isinstance(settings, config.Server) and settings.store.kind != "embedded":
         findings += _store(settings.store, services)
@@ -98,29 +99,39 @@ def _unit(settings: config.Client | config.Server) -> str:
     return f"skywave-{'client' if isinstance(settings, config.Client) else 'server'}"
 
 
-def _running(settings: config.Client | config.Server) -> tuple[dict[str, Any] | None, Finding]:
-    """The service's snapshot: empty if it does not run, None if nobody knows."""
+class _Service(NamedTuple):
+    """What the service of a configuration says; ``without_session`` if it surely has none at a broker now."""
+
+    finding: Finding
+    snapshot: ClientSnapshot | ServerSnapshot | None
+    without_session: bool
+
+
+def _service(settings: config.Client | config.Server) -> _Service:
     if not settings.http.port:
-        return None, Finding("service", False, "http.port is 0", "Set http.port, so that the service can be asked.")
+        advice = "Set http.port, so that the service can be asked."
+        return _Service(Finding("service", False, "http.port is 0", advice), None, without_session=False)
     unit = _unit(settings)
     try:
-        status = fetch_status(settings.http.url)
+        snapshot = fetch_status(settings.http.url)
     except NotRunning as error:
-        return {}, Finding("service", False, f"does not answer: {error}",
-                           f"systemctl status {unit}; journalctl -u {unit} -n 50")  # fmt: skip
+        advice = f"systemctl status {unit}; journalctl -u {unit} -n 50"
+        return _Service(Finding("service", False, f"does not answer: {error}", advice), None, without_session=True)
     mine = settings.client_id if isinstance(settings, config.Client) else settings.server_name
-    other = status.get("client_id", status.get("name"))
+    other = snapshot.client_id if isinstance(snapshot, ClientSnapshot) else snapshot.name
     if other != mine:
-        return None, Finding("service", False, f"{settings.http.url} is of {status['kind']} {other}, not of {mine}",
-                           "Give each service of this host an http.port of its own.")  # fmt: skip
-    return status, Finding("service", True, f"version {status['version']}, up {status['uptime_s']:.0f} s")
+        found = f"{settings.http.url} is of {snapshot.kind} {other}, not of {mine}"
+        advice = "Give each service of this host an http.port of its own."
+        return _Service(Finding("service", False, found, advice), None, without_session=False)
+    found = f"version {snapshot.version}, up {snapshot.uptime_s:.0f} s"
+    return _Service(Finding("service", True, found), snapshot, not snapshot.connected)
 
 
-def _broker(settings: config.Client | config.Server, broker: config.Mqtt, status: dict[str, Any] | None) -> Finding:
+def _broker(settings: config.Client | config.Server, broker: config.Mqtt, without_session: bool) -> Finding:
     """What a broker says to this host: to TLS alone, and to a client that has no session now to all that it wants of it. A
     server is not stood in for: its session keeps what devices send meanwhile, and a second one of its name would end it."""
     refusal = shake_hands(broker)
-    if not refusal and isinstance(settings, config.Client) and status is not None and not status.get("connected"):
+    if not refusal and isinstance(settings, config.Client) and without_session:
         wanted = [topics.ack(settings.client_id), topics.ALL_SERVER_STATUS]
         refusal = open_session(broker, f"skywave-client-{settings.client_id}", wanted)
     return Finding(

@@ -7,8 +7,10 @@ doctors say. A cause that holds a process up now is always a finding.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
-from typing import Any, NamedTuple
+from collections.abc import Iterable, Iterator
+from typing import NamedTuple
+
+from ..process.snapshot import ClientSnapshot, ServerSnapshot, Snapshot
 
 LATE_S = 120.0
 
@@ -43,14 +45,14 @@ STALLS = {
 OTHER = ("", "The process's log says more: journalctl -u skywave-client or skywave-server.")
 
 
-def judge(snapshot: Mapping[str, Any]) -> list[Finding]:
-    """The findings on a snapshot of ``/status``; a release before this one may lack what is new in it."""
-    found = list(_client(snapshot) if snapshot["kind"] == "client" else _server(snapshot))
+def judge(snapshot: ClientSnapshot | ServerSnapshot) -> list[Finding]:
+    """The findings on a snapshot, each check once: a stall that a check tells already is not told again."""
+    found = list(_client(snapshot) if isinstance(snapshot, ClientSnapshot) else _server(snapshot))
     told = {finding.check for finding in wrong(found)}
-    for cause, held in snapshot.get("stalls", {}).items():
+    for cause, stall in snapshot.stalls.items():
         check, advice = next((STALLS[name] for name in STALLS if cause.startswith(name)), OTHER)
         if check not in told:
-            found.append(Finding(f"stall: {cause}", False, f"{held['why']} ({held['for_s']:.0f} s)", advice))
+            found.append(Finding(f"stall: {cause}", False, str(stall), advice))
     return found
 
 
@@ -59,45 +61,41 @@ def wrong(findings: Iterable[Finding]) -> list[Finding]:
     return [finding for finding in findings if not finding.ok]
 
 
-def _client(s: Mapping[str, Any]) -> Iterator[Finding]:
+def _client(s: ClientSnapshot) -> Iterator[Finding]:
     yield _session(s, STALLS["broker"][1])
-    accepts = "accepts batches" if s["accepting"] else _held(s, "server") or "no server accepts batches"
-    yield Finding("server", s["accepting"], accepts, STALLS["server"][1])
-    outbox = _held(s, "outbox") or s.get("outbox_error") or ("is full" if s.get("outbox_full") else "")
-    waiting = f"{s['backlog']['readings']:,} readings wait"
-    yield Finding("outbox", not outbox, outbox or waiting,
-                  STALLS["outbox full" if s.get("outbox_full") else "outbox"][1])  # fmt: skip
+    accepts = "accepts batches" if s.accepting else _held(s, "server") or "no server accepts batches"
+    yield Finding("server", s.accepting, accepts, STALLS["server"][1])
+    outbox = _held(s, "outbox") or s.outbox_error or ("is full" if s.outbox_full else "")
+    waiting = f"{s.backlog.readings:,} readings wait"
+    yield Finding("outbox", not outbox, outbox or waiting, STALLS["outbox full" if s.outbox_full else "outbox"][1])
     unmoved = _held(s, "acknowledgement")
-    oldest = f"the oldest unacknowledged reading is {s['oldest_unacked_s']:.1f} s old"
-    late = s["oldest_unacked_s"] > LATE_S
+    oldest = f"the oldest unacknowledged reading is {s.oldest_unacked_s:.1f} s old"
+    late = s.oldest_unacked_s > LATE_S
     yield Finding("delivery", not late and not unmoved, f"{unmoved}; {oldest}" if unmoved else oldest,
                   STALLS["acknowledgement"][1])  # fmt: skip
-    for name, sensor in s["sensors"].items():
-        found = "connected" if sensor["connected"] else sensor["last_error"] or "not connected"
-        yield Finding(f"sensor {name}", sensor["connected"], found, "Check the sensor, its address and its port.")
-    if s.get("set_aside"):
-        found = f"the broker refuses {s['set_aside']} batches"
+    for name, sensor in s.sensors.items():
+        found = "connected" if sensor.connected else sensor.last_error or "not connected"
+        yield Finding(f"sensor {name}", sensor.connected, found, "Check the sensor, its address and its port.")
+    if s.set_aside:
+        found = f"the broker refuses {s.set_aside} batches"
         yield Finding("set aside", False, _held(s, "set aside") or found, STALLS["set aside"][1])
 
 
-def _server(s: Mapping[str, Any]) -> Iterator[Finding]:
-    not_yet = not s["connected"] and not s["broker_error"]  # it connects once its store answers
+def _server(s: ServerSnapshot) -> Iterator[Finding]:
+    not_yet = not s.connected and not s.broker_error  # it connects once its store answers
     yield _session(s, "It waits for its store: see below." if not_yet else STALLS["broker"][1])
-    yield Finding("accepting", s["accepting"], "batches are taken" if s["accepting"] else "no batches are taken",
+    yield Finding("accepting", s.accepting, "batches are taken" if s.accepting else "no batches are taken",
                   "It waits for the broker or the store, or is full: see there.")  # fmt: skip
-    store = _held(s, "store") or s.get("store_error")
-    yield Finding(
-        "commits", s["store_ok"] and not store, store or "the store does what it is asked", STALLS["store"][1]
-    )
+    store = _held(s, "store") or s.store_error
+    yield Finding("commits", s.store_ok and not store, store or "the store does what it is asked", STALLS["store"][1])
 
 
-def _session(s: Mapping[str, Any], advice: str) -> Finding:
-    trouble = s["broker_error"] or ("" if s["connected"] else "not connected yet")
+def _session(s: Snapshot, advice: str) -> Finding:
+    trouble = s.broker_error or ("" if s.connected else "not connected yet")
     found = (_held(s, "broker") or trouble) if trouble else "connected to the broker"
     return Finding("session", not trouble, found, advice)
 
 
-def _held(s: Mapping[str, Any], cause: str) -> str:
+def _held(s: Snapshot, cause: str) -> str:
     """What holds the process up by this cause (or any that begins so), and for how long; "" if nothing does."""
-    stalls = [held for name, held in s.get("stalls", {}).items() if name.startswith(cause)]
-    return "; ".join(f"{held['why']} ({held['for_s']:.0f} s)" for held in stalls)
+    return "; ".join(str(stall) for name, stall in s.stalls.items() if name.startswith(cause))

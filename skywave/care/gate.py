@@ -9,11 +9,12 @@ from __future__ import annotations
 import time
 from collections import Counter
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from .. import config
 from ..errors import ConfigError, NotRunning, SkywaveError
 from ..process.asking import fetch_status
+from ..process.snapshot import ClientState, ServerSnapshot
 from ..store.shards import open_shards
 from ..store.store import Store
 from .findings import judge, wrong
@@ -46,11 +47,11 @@ def gate(settings: config.Server, clients: Sequence[int], release: str, within: 
             try:
                 now = time.time_ns() // 1000
                 snapshot = fetch_status(settings.http.url)
-                if snapshot["kind"] != "server":
+                if not isinstance(snapshot, ServerSnapshot):
                     raise NotRunning(
                         f"{settings.http.url} is of a client", "Give each service an http.port of its own."
                     )
-                passages = look(snapshot["clients"], _delivered(stores, clients, since), clients, release)
+                passages = look(snapshot.clients, _delivered(stores, clients, since), clients, release)
                 if bad := wrong(judge(snapshot)):
                     why = "; ".join(f"{finding.check}: {finding.found}" for finding in bad)
                     passages = [
@@ -70,18 +71,20 @@ def gate(settings: config.Server, clients: Sequence[int], release: str, within: 
             store.close()
 
 
-def look(statuses: dict[str, Any], delivered: dict[int, int], clients: Sequence[int], release: str) -> list[Passage]:
+def look(
+    statuses: dict[str, ClientState], delivered: dict[int, int], clients: Sequence[int], release: str
+) -> list[Passage]:
     """One look. ``statuses`` are the server's clients by number, ``delivered`` their readings since the look before."""
     passages = []
     for client_id in clients:
         status, count = statuses.get(str(client_id)), delivered.get(client_id, 0)
-        if status is None or not status["online"]:
+        if status is None or not status.online:
             passages.append(Passage(client_id, False, "is not online"))
-        elif status["version"] != release:
-            passages.append(Passage(client_id, False, f"runs {status['version']}"))
-        elif status["oldest_unacked_s"] > LATE_S:
-            passages.append(Passage(client_id, False, f"its oldest reading waits since {status['oldest_unacked_s']} s"))
-        elif not count and status["backlog_readings"]:
+        elif status.version != release:
+            passages.append(Passage(client_id, False, f"runs {status.version}"))
+        elif status.oldest_unacked_s > LATE_S:
+            passages.append(Passage(client_id, False, f"its oldest reading waits since {status.oldest_unacked_s} s"))
+        elif not count and status.backlog_readings:
             passages.append(Passage(client_id, False, "has delivered nothing, and readings wait"))
         else:
             passages.append(Passage(client_id, True, f"delivered {count} readings"))

@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from .. import config
+from ..process.times import boottime
 from .findings import Finding
 
 TABLE = Path("firewall.nft")
@@ -46,15 +47,11 @@ def restarts(unit: str) -> Iterator[Finding]:
         return
     values = dict(line.partition("=")[::2] for line in shown.splitlines())
     count, state = int(values.get("NRestarts") or 0), values.get("ActiveState", "")
-    up_s = _uptime_s() - int(values.get("ActiveEnterTimestampMonotonic") or 0) / 1e6
+    up_s = boottime() - int(values.get("ActiveEnterTimestampMonotonic") or 0) / 1e6
     loops = count >= RESTARTS and (state != "active" or up_s < LATELY_S)
     lately = f", {up_s:.0f} s ago the last time" if state == "active" else ""
     found = f"systemd started it again {count} times{lately}" if count else "runs since it was started"
     yield Finding("restarts", not loops, found, f"journalctl -u {unit} says what it dies of.")
-
-
-def _uptime_s() -> float:
-    return float(Path("/proc/uptime").read_text(encoding="ascii").split()[0])
 
 
 def unmounted(path: Path) -> str:

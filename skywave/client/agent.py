@@ -13,9 +13,10 @@ from .. import __version__, config
 from ..errors import OutboxUnavailable
 from ..outbox.opening import open_outbox
 from ..outbox.outbox import Outbox
-from ..process.figures import Figure, FiguresServer, Rate, Snapshot, rss_bytes
+from ..process.figures import Figure, FiguresServer, Rate, rss_bytes
 from ..process.handover import take_over
 from ..process.service import Worker, run_until_signal
+from ..process.snapshot import BacklogState, ClientSnapshot, SensorState
 from ..process.stalls import AWAY_S, Cause, Stalls
 from .intake import Intake
 from .uplink import Uplink
@@ -192,48 +193,47 @@ class Agent:
     def _status_line(self) -> str:
         s = self.snapshot()
         return (
-            f"{self._stalls}{s['readings_per_s']:.0f} readings/s in, {s['acked_per_s']:.0f} acknowledged, "
-            f"backlog {s['backlog']['readings']}, oldest {s['oldest_unacked_s']:.1f} s"
+            f"{self._stalls}{s.readings_per_s:.0f} readings/s in, {s.acked_per_s:.0f} acknowledged, "
+            f"backlog {s.backlog.readings}, oldest {s.oldest_unacked_s:.1f} s"
         )
 
-    def snapshot(self) -> Snapshot:
+    def snapshot(self) -> ClientSnapshot:
         """The figures of ``skywave status`` and /metrics."""
         intake, uplink = self.intake, self.uplink
         backlog = uplink.account.backlog
         growth = self._growth.update(backlog.bytes)
         free = self._settings.outbox.max_bytes - backlog.bytes
-        return {
-            "kind": "client",
-            "version": __version__,
-            "client_id": self._settings.client_id,
-            "labels": self._settings.labels,
-            "uptime_s": round(time.monotonic() - self._started, 1),
-            "connected": uplink.link.connected,
-            "accepting": uplink.accepting,
-            "broker_error": uplink.link.error,
-            "readings": intake.readings,
-            "readings_per_s": round(self._in_rate.update(intake.readings), 1),
-            "commits": intake.commits,
-            "acked_readings": uplink.counts.acked_readings,
-            "acked_per_s": round(self._ack_rate.update(uplink.counts.acked_readings), 1),
-            "rejected_readings": uplink.counts.rejected_readings,
-            "resent_batches": uplink.window.resent,
-            "ignored_acks": uplink.window.ignored_acks,
-            "bad_messages": uplink.servers.bad_messages,
-            "backlog": asdict(backlog),
-            "in_flight": len(uplink.window),
-            "set_aside": len(uplink.refusals),
-            "oldest_unacked_s": round(uplink.account.oldest_unacked_s(), 3),
-            "time_to_full_s": round(free / growth) if growth > 1 and free > 0 else None,
-            "ack_delay_s": round(uplink.window.ack_delay, 3),
-            "stalls": self._stalls.current,
-            "clock_is_set": intake.clock.is_set,
-            "outbox_full": bool(intake.full),
-            "outbox_full_why": intake.full,
-            "outbox_error": intake.unavailable or uplink.unavailable,
-            "sensors": {name: asdict(figures) for name, figures in intake.sensors.items()},
-            "rss_bytes": rss_bytes(),
-        }
+        return ClientSnapshot(
+            version=__version__,
+            client_id=self._settings.client_id,
+            labels=self._settings.labels,
+            uptime_s=round(time.monotonic() - self._started, 1),
+            connected=uplink.link.connected,
+            accepting=uplink.accepting,
+            broker_error=uplink.link.error,
+            readings=intake.readings,
+            readings_per_s=round(self._in_rate.update(intake.readings), 1),
+            commits=intake.commits,
+            acked_readings=uplink.counts.acked_readings,
+            acked_per_s=round(self._ack_rate.update(uplink.counts.acked_readings), 1),
+            rejected_readings=uplink.counts.rejected_readings,
+            resent_batches=uplink.window.resent,
+            ignored_acks=uplink.window.ignored_acks,
+            bad_messages=uplink.servers.bad_messages,
+            backlog=BacklogState(**asdict(backlog)),
+            in_flight=len(uplink.window),
+            set_aside=len(uplink.refusals),
+            oldest_unacked_s=round(uplink.account.oldest_unacked_s(), 3),
+            time_to_full_s=round(free / growth) if growth > 1 and free > 0 else None,
+            ack_delay_s=round(uplink.window.ack_delay, 3),
+            stalls=self._stalls.current,
+            clock_is_set=intake.clock.is_set,
+            outbox_full=bool(intake.full),
+            outbox_full_why=intake.full,
+            outbox_error=intake.unavailable or uplink.unavailable,
+            sensors={name: SensorState(**asdict(figures)) for name, figures in intake.sensors.items()},
+            rss_bytes=rss_bytes(),
+        )
 
 
 def _open(settings: config.Client) -> tuple[Outbox, Outbox]:

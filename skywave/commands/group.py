@@ -1,8 +1,10 @@
-"""The group of all commands, its errors and exit codes, and the options that several of them share."""
+"""The group of all commands, its errors and exit codes, and what several of them share: options and what these open."""
 
 from __future__ import annotations
 
 import contextlib
+import io
+import sys
 import traceback
 from collections.abc import Iterator
 from pathlib import Path
@@ -19,7 +21,6 @@ from ..process.visible import say
 if TYPE_CHECKING:
     from ..store.store import Store
 
-
 SERVICES = ("client", "server", "emulator")
 
 
@@ -28,6 +29,9 @@ class ErrorGroup(click.Group):
 
     def invoke(self, ctx: click.Context) -> object:
         """See ``click.Group.invoke``."""
+        for stream in (sys.stdout, sys.stderr):  # a terminal without some letter shows another one
+            if isinstance(stream, io.TextIOWrapper):
+                stream.reconfigure(errors="replace")
         try:
             return super().invoke(ctx)
         except SkywaveError as error:
@@ -66,11 +70,14 @@ def main(log_level: str) -> None:
 config_option = click.option(
     "--config", "path", required=True, type=click.Path(dir_okay=False), help="TOML file; see docs/configuration.md."
 )
+some_config_option = click.option(
+    "--config", "path", type=click.Path(dir_okay=False), help="TOML file; those in /etc/skywave if not given."
+)
 json_option = click.option("--json", "as_json", is_flag=True, help="Print one JSON document.")
 
 
 def installed_files(path: str | None) -> list[Path]:
-    """The given configuration file, or those of this host."""
+    """The given configuration file, or those of this host; raises ``ConfigError`` if there is none."""
     kinds = (*config.KINDS, "archive")
     found = [Path(path)] if path else [p for kind in kinds if (p := config.INSTALLED / f"{kind}.toml").exists()]
     if not found:
@@ -79,12 +86,8 @@ def installed_files(path: str | None) -> list[Path]:
 
 
 def service_configs(path: str | None) -> dict[Path, config.Client | config.Server]:
-    """The configurations of ``installed_files`` but the archive's."""
+    """The settings in ``installed_files`` but the archive's."""
     return {file: config.load_any(file) for file in installed_files(path) if not config.is_archive(file)}
-
-
-some_config_option = click.option("--config", "path", type=click.Path(dir_okay=False),
-                                  help="TOML file; those in /etc/skywave if not given.")  # fmt: skip
 
 
 def open_stores(settings: config.Server) -> list[Store]:
@@ -102,7 +105,7 @@ def opened_stores(settings: config.Server) -> Iterator[list[Store]]:
 
 
 def any_settings(file: str) -> Any:
-    """A configuration of any kind, the archive's as well."""
+    """The settings in a file of any kind, the archive's as well; raises ``ConfigError``."""
     if not config.is_archive(file):
         return config.load_any(file)
     from skywave_archive.settings import load

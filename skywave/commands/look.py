@@ -1,4 +1,4 @@
-"""Commands that look: status, audit, doctor, gate, bundle, certificates, config."""
+"""Commands that look after what runs: status, audit, doctor, gate, bundle, certificates, config."""
 
 from __future__ import annotations
 
@@ -13,10 +13,6 @@ import click
 from .. import config
 from ..errors import ConfigError
 from ..process.visible import say, say_document, say_json, visible
-
-if TYPE_CHECKING:
-    from ..store.accepted import Entry
-    from ..store.accepting import What
 from .group import (
     any_settings,
     config_option,
@@ -28,6 +24,10 @@ from .group import (
     service_configs,
     some_config_option,
 )
+
+if TYPE_CHECKING:
+    from ..store.accepted import Entry
+    from ..store.accepting import What
 
 
 @main.command()
@@ -43,7 +43,8 @@ def status(path: str | None, url: str | None, watch: bool, as_json: bool) -> Non
     from rich.console import Console
 
     from ..care.findings import judge, wrong
-    from ..process.asking import fetch_status
+    from ..process.asking import fetch_status_document
+    from ..process.snapshot import decode
     from . import view
 
     if (path is None) == (url is None):
@@ -56,9 +57,10 @@ def status(path: str | None, url: str | None, watch: bool, as_json: bool) -> Non
     if watch:
         view.watch(url, Console())
         return
-    snapshot = fetch_status(url)
+    document = fetch_status_document(url)
+    snapshot = decode(document, url)
     if as_json:
-        say_json(snapshot)
+        say_json(document)
     else:
         Console().print(view.status_panel(snapshot))
     sys.exit(1 if wrong(judge(snapshot)) else 0)
@@ -132,7 +134,8 @@ def _account(settings: config.Server, client_id: int | None) -> dict[str, Any]:
     except StoreUnavailable:
         if settings.store.kind != "embedded" or not settings.http.port:
             raise
-        return fetch(f"{settings.http.url}/audit", 600)
+        document: dict[str, Any] = fetch(f"{settings.http.url}/audit", 600)
+        return document
 
 
 def _show_account(document: dict[str, Any], as_json: bool) -> None:

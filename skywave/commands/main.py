@@ -5,7 +5,7 @@ from __future__ import annotations
 import click
 
 from .. import config
-from . import look, stand_in, stored  # noqa: F401  (their commands join the group)
+from . import look, stand_in, stored  # noqa: F401  (their commands join the group as they are imported)
 from .group import config_option, main
 
 __all__ = ["main"]

@@ -18,6 +18,7 @@ from rich.text import Text
 from ..care.findings import Finding, judge, wrong
 from ..errors import NotRunning
 from ..process.asking import fetch_status
+from ..process.snapshot import ClientSnapshot, ServerSnapshot
 from ..process.visible import visible
 
 MAX_ROWS = 1000
@@ -51,53 +52,49 @@ def watch(url: str, console: Console, interval: float = 1.0) -> None:
             return
 
 
-def status_panel(s: dict[str, Any]) -> RenderableType:
+def status_panel(s: ClientSnapshot | ServerSnapshot) -> RenderableType:
     """A client's or a server's status."""
-    return _client_panel(s) if s["kind"] == "client" else _server_panel(s)
+    return _client_panel(s) if isinstance(s, ClientSnapshot) else _server_panel(s)
 
 
-def _client_panel(s: dict[str, Any]) -> RenderableType:
-    backlog = s["backlog"]
+def _client_panel(s: ClientSnapshot) -> RenderableType:
     facts = Sheet.grid(padding=(0, 2))
-    broker = _state(s["connected"], "connected", s["broker_error"] or "not connected")
-    facts.add_row("broker", broker, "server", _state(s["accepting"], "accepts", "none accepts"))
-    facts.add_row("in", f"{s['readings_per_s']:,.0f} /s", "acknowledged", f"{s['acked_per_s']:,.0f} /s")
-    facts.add_row("committed", f"{s['readings']:,}", "acknowledged", f"{s['acked_readings']:,}")
-    facts.add_row("backlog", f"{backlog['readings']:,} readings", "bytes", _bytes(backlog["bytes"]))
-    facts.add_row("oldest unacked", _seconds(s["oldest_unacked_s"]), "outbox full in", _seconds(s["time_to_full_s"]))
-    facts.add_row("in flight", f"{s['in_flight']} batches", "sent again", f"{s['resent_batches']:,}")
+    broker = _state(s.connected, "connected", s.broker_error or "not connected")
+    facts.add_row("broker", broker, "server", _state(s.accepting, "accepts", "none accepts"))
+    facts.add_row("in", f"{s.readings_per_s:,.0f} /s", "acknowledged", f"{s.acked_per_s:,.0f} /s")
+    facts.add_row("committed", f"{s.readings:,}", "acknowledged", f"{s.acked_readings:,}")
+    facts.add_row("backlog", f"{s.backlog.readings:,} readings", "bytes", _bytes(s.backlog.bytes))
+    facts.add_row("oldest unacked", _seconds(s.oldest_unacked_s), "outbox full in", _seconds(s.time_to_full_s))
+    facts.add_row("in flight", f"{s.in_flight} batches", "sent again", f"{s.resent_batches:,}")
     sensors = Sheet("sensor", "state", "readings", "malformed", "disconnects", "stalls", box=box.SIMPLE, pad_edge=False)
-    for name, figures in s["sensors"].items():
-        state = _state(figures["connected"], "connected", figures["last_error"] or "not connected")
-        sensors.add_row(
-            name, state, *(f"{figures[key]:,}" for key in ("readings", "malformed", "disconnects", "stalls"))
-        )
-    labels = " ".join(f"{key}={value}" for key, value in s["labels"].items())
-    title = f"client {s['client_id']} {labels}  v{s['version']}  up {_seconds(s['uptime_s'])}"
+    for name, sensor in s.sensors.items():
+        state = _state(sensor.connected, "connected", sensor.last_error or "not connected")
+        counts = (sensor.readings, sensor.malformed, sensor.disconnects, sensor.stalls)
+        sensors.add_row(name, state, *(f"{count:,}" for count in counts))
+    labels = " ".join(f"{key}={value}" for key, value in s.labels.items())
+    title = f"client {s.client_id} {labels}  v{s.version}  up {_seconds(s.uptime_s)}"
     return Panel(Group(*_verdict(s), facts, sensors), title=shown(title), title_align="left")
 
 
-def _server_panel(s: dict[str, Any]) -> RenderableType:
+def _server_panel(s: ServerSnapshot) -> RenderableType:
     facts = Sheet.grid(padding=(0, 2))
-    broker = _state(s["connected"], "connected", s["broker_error"] or "not connected")
-    facts.add_row("broker", broker, f"store ({s['store']})", _state(s["store_ok"], "commits", s["store_error"]))
-    facts.add_row(
-        "batches", _state(s["accepting"], "accepted", "not accepted"), "rate", f"{s['readings_per_s']:,.0f} /s"
-    )
-    facts.add_row("committed", f"{s['readings']:,}", "inserts", f"{s['inserts']:,}")
-    facts.add_row("duplicates", f"{s['duplicates']:,}", "rejected", f"{s['rejected']:,}")
-    facts.add_row("held", f"{s['held_messages']:,} messages", "bytes", _bytes(s["held_bytes"]))
+    broker = _state(s.connected, "connected", s.broker_error or "not connected")
+    facts.add_row("broker", broker, f"store ({s.store})", _state(s.store_ok, "commits", s.store_error))
+    facts.add_row("batches", _state(s.accepting, "accepted", "not accepted"), "rate", f"{s.readings_per_s:,.0f} /s")
+    facts.add_row("committed", f"{s.readings:,}", "inserts", f"{s.inserts:,}")
+    facts.add_row("duplicates", f"{s.duplicates:,}", "rejected", f"{s.rejected:,}")
+    facts.add_row("held", f"{s.held_messages:,} messages", "bytes", _bytes(s.held_bytes))
     clients = Sheet("client", "state", "host", "labels", "backlog", "oldest unacked", box=box.SIMPLE, pad_edge=False)
-    for client_id, c in s["clients"].items():
-        labels = " ".join(f"{key}={value}" for key, value in c["labels"].items())
-        backlog = f"{c['backlog_readings']:,}"
-        state = _state(c["online"], "online", "offline")
-        clients.add_row(client_id, state, c["host"], labels, backlog, _seconds(c["oldest_unacked_s"]))
-    title = f"server {s['name']}  v{s['version']}  up {_seconds(s['uptime_s'])}"
+    for client_id, c in s.clients.items():
+        labels = " ".join(f"{key}={value}" for key, value in c.labels.items())
+        backlog = f"{c.backlog_readings:,}"
+        state = _state(c.online, "online", "offline")
+        clients.add_row(client_id, state, c.host, labels, backlog, _seconds(c.oldest_unacked_s))
+    title = f"server {s.name}  v{s.version}  up {_seconds(s.uptime_s)}"
     return Panel(Group(*_verdict(s), facts, clients), title=shown(title), title_align="left")
 
 
-def _verdict(s: dict[str, Any]) -> list[Text]:
+def _verdict(s: ClientSnapshot | ServerSnapshot) -> list[Text]:
     """The first lines: that all is well, or what is not and what to do."""
     bad = wrong(judge(s))
     if not bad:

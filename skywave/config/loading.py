@@ -110,7 +110,7 @@ def _read(path: str | Path) -> dict[str, Any]:
     if Path(path).absolute().parent == INSTALLED:
         os.environ.setdefault("CREDENTIALS_DIRECTORY", str(INSTALLED / "credentials"))
     try:
-        return tomllib.loads(Path(path).read_text(encoding="utf-8"))
+        return tomllib.loads(Path(path).read_text(encoding="utf-8-sig"))  # some editors begin a file with a mark
     except OSError as error:
         raise ConfigError(
             f"{path}: {error.strerror}", "Give the path of a configuration file with --config."

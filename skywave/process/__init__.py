@@ -1,1 +1,1 @@
-"""What every service of ours is made of: loop, signals, watchdog, figures, stalls."""
+"""What every process of ours is made of: its loop, signals and log, figures and stalls, how it writes and waits."""

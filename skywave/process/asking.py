@@ -13,24 +13,26 @@ import urllib.request
 from typing import Any
 
 from ..errors import NotRunning
+from .snapshot import ClientSnapshot, ServerSnapshot, decode
 
 _DIRECT = urllib.request.build_opener(urllib.request.ProxyHandler({}))
 
 
-def fetch_status(url: str) -> dict[str, Any]:
-    """The snapshot of a running client or server; raises ``NotRunning``."""
-    status = fetch(f"{url.rstrip('/')}/status")
-    if not isinstance(status, dict) or status.get("kind") not in ("client", "server"):
-        raise NotRunning(f"{url} answers, but is no Skywave client or server", "Check http.port.")
-    return status
+def fetch_status(url: str) -> ClientSnapshot | ServerSnapshot:
+    """The snapshot of the client or server that shows its figures at ``url``; raises ``NotRunning``."""
+    return decode(fetch_status_document(url), url)
 
 
-def fetch(url: str, timeout: float = 5) -> dict[str, Any]:
-    """A JSON document of a running client or server; raises ``NotRunning``."""
+def fetch_status_document(url: str) -> Any:
+    """What is behind that snapshot, as it is, whoever answers; raises ``NotRunning``."""
+    return fetch(f"{url.rstrip('/')}/status")
+
+
+def fetch(url: str, timeout: float = 5) -> Any:
+    """A JSON document of a running client or server; raises ``NotRunning``. ``timeout`` in seconds."""
     try:
-        document: dict[str, Any] = json.loads(fetch_bytes(url, timeout))
-        return document
-    except ValueError as error:
+        return json.loads(fetch_bytes(url, timeout))
+    except (ValueError, RecursionError) as error:  # not JSON, or nested without end
         raise NotRunning(f"{url}: {error}", "Check http.port.") from error
 
 

@@ -1,9 +1,8 @@
-"""The figures of a service: its status as JSON and its metrics, over HTTP."""
+"""The figures of a service over HTTP, its snapshot as JSON and its metrics for Prometheus; and how some are measured."""
 
 from __future__ import annotations
 
 import http.server
-import json
 import logging
 import os
 import socket
@@ -20,20 +19,18 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metri
 from prometheus_client.registry import Collector
 
 from .. import config
+from .snapshot import Snapshot
 
 log = logging.getLogger(__name__)
 
-
 LISTEN_RETRY_S = 5.0
-
-Snapshot = dict[str, Any]
 
 
 @dataclass(frozen=True, slots=True)
 class Figure:
     """One figure of a process: its path in the snapshot, what it is called for Prometheus, and what it means.
 
-    A ``*`` in the path stands for any key and becomes the label ``label``.
+    A path is names of fields with dots between; ``*`` stands for any key and becomes the label ``label``.
     """
 
     path: str
@@ -66,7 +63,7 @@ def _look_up(value: Any, path: list[str], key: str = "") -> list[tuple[str, Any]
         return [(key, value)]
     if path[0] == "*":
         return [found for name, inner in value.items() for found in _look_up(inner, path[1:], name)]
-    return _look_up(value[path[0]], path[1:], key) if path[0] in value else []
+    return _look_up(getattr(value, path[0]), path[1:], key)
 
 
 class _Server(http.server.ThreadingHTTPServer):
@@ -85,8 +82,8 @@ class _Server(http.server.ThreadingHTTPServer):
 
 
 class FiguresServer:
-    """Serves ``/status`` (the snapshot as JSON), ``/metrics`` (Prometheus) and ``more`` documents in a thread, unless
-    ``settings.port`` is 0.
+    """Serves ``/status`` (the snapshot as JSON), ``/metrics`` (Prometheus) and ``more`` JSON documents by their path in a
+    thread, unless ``settings.port`` is 0.
 
     Figures are secondary: while the port is taken, or the address not there yet, the process works without them,
     ``trouble`` says why, and it is tried again.
@@ -98,7 +95,7 @@ class FiguresServer:
         figures: list[Figure],
         snapshot: Callable[[], Snapshot],
         labels: dict[str, str],
-        more: dict[str, Callable[[], Snapshot]] | None = None,
+        more: dict[str, Callable[[], bytes]] | None = None,
     ) -> None:
         self._settings = settings
         self._handler = _handler(figures, snapshot, labels, more or {})
@@ -134,11 +131,11 @@ def _handler(
     figures: list[Figure],
     snapshot: Callable[[], Snapshot],
     labels: dict[str, str],
-    more: dict[str, Callable[[], Snapshot]],
+    more: dict[str, Callable[[], bytes]],
 ) -> type[http.server.BaseHTTPRequestHandler]:
     registry = CollectorRegistry()
     registry.register(_Figures(figures, snapshot, labels))
-    documents = {"/status": snapshot, **more}
+    documents = {"/status": lambda: snapshot().encode(), **more}
 
     class Handler(http.server.BaseHTTPRequestHandler):
         timeout = 10
@@ -146,7 +143,7 @@ def _handler(
         def do_GET(self) -> None:
             path = self.path.partition("?")[0]
             if path in documents:
-                self._answer(200, "application/json", json.dumps(documents[path]()).encode())
+                self._answer(200, "application/json", documents[path]())
             elif path == "/metrics":
                 self._answer(200, "text/plain; version=0.0.4; charset=utf-8", generate_latest(registry))
             else:

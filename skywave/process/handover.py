@@ -60,7 +60,7 @@ def take_over() -> list[Kept]:
 
 
 def _read_notes(descriptor: int) -> list[dict[str, Any]]:
-    """None if the process before was killed while it wrote them, or was of a release that wrote others."""
+    """No notes if the process before was killed while it wrote them, or was of a release that wrote others."""
     with os.fdopen(descriptor, encoding="utf-8") as file:
         file.seek(0)
         try:

@@ -1,4 +1,4 @@
-"""What every long-running process needs: logging, signals, systemd's notifications and the HTTP endpoint.
+"""How a long-running process of ours lives: its log, the signals that end it, the watchdog that it feeds, its threads.
 
 The watchdog is fed by progress, not by being alive: ``healthy`` must say that the main loops have turned lately.
 """
@@ -84,8 +84,8 @@ class Signals:
 def run_until_signal(healthy: Callable[[], str], status_line: Callable[[], str], interval: float = 60.0) -> None:
     """Returns at SIGTERM or SIGINT, or raises ``SystemExit(70)`` when a loop has died.
 
-    ``healthy`` returns "" or what is wrong; while it says "" the watchdog is fed. One status line is logged a period.
-    A reason that starts with ``dead`` means that a thread has ended by an error: then the process ends as well.
+    ``healthy`` returns "" or what is wrong; while it says "" the watchdog is fed. A status line is logged every ``interval``
+    seconds. A reason that starts with ``dead`` means that a thread has ended by an error: then the process ends as well.
     """
     signals = Signals()
     notify("READY=1")

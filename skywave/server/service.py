@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import json
 import logging
 import time
 from collections.abc import Iterator
-from dataclasses import fields
+from dataclasses import replace
 
 from .. import __version__, config
 from ..formats.messages import ClientStatus
-from ..process.figures import Figure, FiguresServer, Rate, Snapshot, rss_bytes
+from ..process.figures import Figure, FiguresServer, Rate, rss_bytes
 from ..process.service import Worker, run_until_signal
+from ..process.snapshot import ClientState, ServerSnapshot, ShardState
 from ..process.stalls import AWAY_S, Cause, Stalls
 from ..store.audit import audit_shards
 from ..store.shards import of_shard, open_shards, place, shard_names
@@ -24,7 +26,6 @@ log = logging.getLogger(__name__)
 STUCK_AFTER_S = 120.0
 UNHEARD_S = 30.0
 """How long clients may say that their readings wait, while the broker brings none of any client."""
-_SHOWN = [item.name for item in fields(ClientStatus) if item.name not in ("streams", "dropped")]
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # malloc.h
 
 FIGURES = [
@@ -100,8 +101,8 @@ class ServerProcess:
                 store.close()
             log.info("stopped: %d readings committed", sum(shard.readings for shard in self.shards))
 
-    def _audit(self) -> Snapshot:
-        return audit_shards(open_shards(self._settings.store)).as_json()
+    def _audit(self) -> bytes:
+        return json.dumps(audit_shards(open_shards(self._settings.store)).as_json()).encode()
 
     def _name(self, word: str, number: int) -> str:
         return f"{word}{of_shard(self._settings.store, number)}"
@@ -140,67 +141,76 @@ class ServerProcess:
         return ""
 
     def _status_line(self) -> str:
-        s = self.snapshot()
+        s = self._totals()
         return (
-            f"{self._stalls}{s['readings_per_s']:.0f} readings/s committed, {s['inserts']} inserts, "
-            f"{s['duplicates']} duplicates, {s['rejected']} rejected, held {s['held_messages']}"
+            f"{self._stalls}{s.readings_per_s:.0f} readings/s committed, {s.inserts} inserts, "
+            f"{s.duplicates} duplicates, {s.rejected} rejected, held {s.held_messages}"
         )
 
-    def snapshot(self) -> Snapshot:
+    def snapshot(self) -> ServerSnapshot:
         """The figures of ``skywave status`` and /metrics."""
-        subscriber = self.subscriber
-        errors = [shard.store_error for shard in self.shards]
-        sums = (
-            "readings",
-            "batches",
-            "inserts",
-            "duplicates",
-            "look_ups",
-            "foreign_readings",
-            "rejected",
-            "over_quota",
-        )
-        total = {name: sum(getattr(shard, name) for shard in self.shards) for name in sums}
         clients = {
-            client_id: _client(status) | {"acknowledged": shard.delivered.get(client_id, 0)}
+            client_id: _client(status, shard.delivered.get(client_id, 0))
             for shard in self.shards
             for client_id, status in shard.clients.copy().items()
         }
-        return {
-            "kind": "server",
-            "version": __version__,
-            "name": self._settings.server_name,
-            "uptime_s": round(time.monotonic() - self._started, 1),
-            "connected": subscriber.connected,
-            "accepting": subscriber.accepting and subscriber.connected,
-            "broker_error": "; ".join(filter(None, (link.error for link in subscriber.links))),
-            "store": self._settings.store.kind,
-            "stalls": self._stalls.current,
-            "store_ok": not any(errors),
-            "store_error": next(filter(None, errors), ""),
-            "shards": {
-                name: {"ok": not shard.store_error, "accepting": subscriber.accepts(number), "readings": shard.readings}
-                for number, (name, shard) in enumerate(
-                    zip(shard_names(self._settings.store), self.shards, strict=False)
+        return replace(self._totals(), clients={str(client_id): clients[client_id] for client_id in sorted(clients)})
+
+    def _totals(self) -> ServerSnapshot:
+        """All but the clients, which may be many."""
+        subscriber, shards = self.subscriber, self.shards
+        readings = sum(shard.readings for shard in shards)
+        errors = [shard.store_error for shard in shards if shard.store_error]
+        names = shard_names(self._settings.store)
+        return ServerSnapshot(
+            version=__version__,
+            name=self._settings.server_name,
+            uptime_s=round(time.monotonic() - self._started, 1),
+            connected=subscriber.connected,
+            accepting=subscriber.accepting and subscriber.connected,
+            broker_error="; ".join(filter(None, (link.error for link in subscriber.links))),
+            store=self._settings.store.kind,
+            stalls=self._stalls.current,
+            store_ok=not errors,
+            store_error=errors[0] if errors else "",
+            shards={
+                name: ShardState(
+                    ok=not shard.store_error, accepting=subscriber.accepts(number), readings=shard.readings
                 )
+                for number, (name, shard) in enumerate(zip(names, shards, strict=False))
             },
-            **total,
-            "readings_per_s": round(self._rate.update(total["readings"]), 1),
-            "insert_s": round(sum(shard.insert_s for shard in self.shards), 3),
-            "received": subscriber.received,
-            "dropped": subscriber.dropped,
-            "foreign_lost": subscriber.foreign_lost,
-            "broker_dropped": subscriber.broker_dropped,
-            "held_messages": sum(map(len, self._inboxes)),
-            "held_bytes": sum(inbox.bytes for inbox in self._inboxes),
-            "clients": {str(client_id): clients[client_id] for client_id in sorted(clients)},
-            "rss_bytes": rss_bytes(),
-        }
+            readings=readings,
+            batches=sum(shard.batches for shard in shards),
+            inserts=sum(shard.inserts for shard in shards),
+            duplicates=sum(shard.duplicates for shard in shards),
+            look_ups=sum(shard.look_ups for shard in shards),
+            foreign_readings=sum(shard.foreign_readings for shard in shards),
+            rejected=sum(shard.rejected for shard in shards),
+            over_quota=sum(shard.over_quota for shard in shards),
+            readings_per_s=round(self._rate.update(readings), 1),
+            insert_s=round(sum(shard.insert_s for shard in shards), 3),
+            received=subscriber.received,
+            dropped=subscriber.dropped,
+            foreign_lost=subscriber.foreign_lost,
+            broker_dropped=subscriber.broker_dropped,
+            held_messages=sum(map(len, self._inboxes)),
+            held_bytes=sum(inbox.bytes for inbox in self._inboxes),
+            rss_bytes=rss_bytes(),
+        )
 
 
-def _client(status: ClientStatus) -> Snapshot:
+def _client(status: ClientStatus, acknowledged: int) -> ClientState:
     """What a client says of itself, without its account."""
-    return {name: getattr(status, name) for name in _SHOWN}
+    return ClientState(
+        online=status.online,
+        version=status.version,
+        host=status.host,
+        labels=status.labels,
+        backlog_readings=status.backlog_readings,
+        backlog_bytes=status.backlog_bytes,
+        oldest_unacked_s=status.oldest_unacked_s,
+        acknowledged=acknowledged,
+    )
 
 
 def keep_memory() -> None:

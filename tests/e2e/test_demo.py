@@ -31,7 +31,7 @@ def test_ctrl_c_ends_the_demo_with_the_account_so_far(moment):
         until(demo, moment)
         demo.send_signal(signal.SIGINT)
         output, errors = demo.communicate(timeout=100)
-    assert demo.returncode == 0, errors
+    assert demo.returncode == 0, output[-3000:] + errors
     document = json.loads(output.splitlines()[-1])
     assert document["produced"] == document["stored"] == document["restored"]
     assert document["lost"] == document["doubled"] == 0
@@ -62,9 +62,12 @@ def running_demo(*options):
 
 
 def until(demo, words):
+    said = []
     for line in demo.stderr:
+        said.append(line)
         if words in line:
             return
+    raise AssertionError(f"the demo ended before {words!r}: {''.join(said)}")
 
 
 def parts_in(folder):

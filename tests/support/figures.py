@@ -1,4 +1,4 @@
-"""A process's figures without the process: a snapshot at an address, as skywave serves it."""
+"""A process's figures without the process: a document at an address, as skywave serves it."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from typing import Any
 
 
 @contextmanager
-def shows(snapshot: Callable[[], dict[str, Any]], host: str = "127.0.0.1") -> Iterator[int]:
-    """Shows what ``snapshot`` returns; the port."""
+def answers(body: Callable[[], bytes], host: str = "127.0.0.1") -> Iterator[int]:
+    """Answers every request with what ``body`` returns; the port."""
 
     class Handler(BaseHTTPRequestHandler):
         def do_GET(self) -> None:
             self.send_response(200)
             self.end_headers()
-            self.wfile.write(json.dumps(snapshot()).encode())
+            self.wfile.write(body())
 
         def log_message(self, *_: object) -> None:
             """Requests are not worth a line."""
@@ -31,3 +31,10 @@ def shows(snapshot: Callable[[], dict[str, Any]], host: str = "127.0.0.1") -> It
         finally:
             server.shutdown()
             thread.join()
+
+
+@contextmanager
+def shows(document: Callable[[], dict[str, Any]], host: str = "127.0.0.1") -> Iterator[int]:
+    """Shows the JSON document that ``document`` returns; the port."""
+    with answers(lambda: json.dumps(document()).encode(), host) as port:
+        yield port

@@ -4,21 +4,21 @@ from __future__ import annotations
 
 import json
 import tarfile
-import threading
-from http.server import BaseHTTPRequestHandler, HTTPServer
 
 import pytest
 from click.testing import CliRunner
+from support.figures import shows
 
 from skywave import config
 from skywave.care.broker import shake_hands
 from skywave.care.doctor import examine
 from skywave.care.gate import look
 from skywave.commands.main import main
+from skywave.process.snapshot import ClientState
 
 
 def status(**more):
-    return {"online": True, "version": "2", "backlog_readings": 0, "oldest_unacked_s": 0.0} | more
+    return ClientState(**{"online": True, "version": "2", **more})
 
 
 def passes(delivered=0, **more):
@@ -128,19 +128,6 @@ def test_what_cannot_work_is_told_and_is_no_matter_of_data(tmp_path, words, told
 
 
 def test_another_programs_figures_are_no_status():
-    class Handler(BaseHTTPRequestHandler):
-        def do_GET(self):
-            self.send_response(200)
-            self.end_headers()
-            self.wfile.write(b'{"status": "ok"}')
-
-        def log_message(self, *_):
-            pass
-
-    with HTTPServer(("127.0.0.1", 0), Handler) as server:
-        thread = threading.Thread(target=server.serve_forever)
-        thread.start()
-        code, said = say("status", "--json", "--url", f"http://127.0.0.1:{server.server_port}")
-        server.shutdown()
-        thread.join()
+    with shows(lambda: {"status": "ok"}) as port:
+        code, said = say("status", "--json", "--url", f"http://127.0.0.1:{port}")
     assert (code, "no Skywave client or server" in said) == (75, True)

@@ -6,15 +6,11 @@ import contextlib
 import socket
 import ssl
 import threading
-from datetime import UTC, datetime, timedelta
-from ipaddress import ip_address
 
 import pytest
-from cryptography import x509
-from cryptography.hazmat.primitives import hashes, serialization
-from cryptography.hazmat.primitives.asymmetric import ec
-from cryptography.x509.oid import NameOID
+from support.authority import Authority
 from support.figures import shows
+from support.programs import program
 
 from skywave import config
 from skywave.care import broker, certificates
@@ -22,7 +18,6 @@ from skywave.care.certificates import take
 from skywave.errors import CertificateError
 
 UNIT = "skywave-client.service"
-NOW = datetime.now(UTC)
 
 
 def settings(**more) -> config.Client:
@@ -38,22 +33,23 @@ def folder(tmp_path):
 
 
 @pytest.fixture(autouse=True)
-def systemd(monkeypatch):
+def systemd(tmp_path, monkeypatch):
     """A systemd whose unit runs, restarts and says what this says."""
 
     class Systemd:
         text, after_restart = "0 readings/s in", 0
         restarted = False
 
-        def __call__(self, command: str, *_: str) -> int:
+        def __call__(self, arguments: list[str]) -> tuple[int, str]:
+            command = arguments[0]
             self.restarted |= command == "restart"
-            return self.after_restart if self.restarted and command == "is-active" else 0
+            return self.after_restart if self.restarted and command == "is-active" else 0, self.text
 
     made = Systemd()
-    monkeypatch.setattr(certificates, "_systemctl", made)
-    monkeypatch.setattr(certificates, "_status_text", lambda _: made.text)
     monkeypatch.setattr(certificates, "BACK_WITHIN_S", 1.5)
-    return made
+    (tmp_path / "host").mkdir()
+    with program("systemctl", tmp_path / "host", made):
+        yield made
 
 
 @pytest.fixture(autouse=True)
@@ -124,37 +120,13 @@ def test_a_broker_that_is_away_holds_them_up_only_where_all_are(folder, brokers)
 # -- whom a handshake believes ----------------------------------------------------------------------------------------------
 
 
-def authority_and_broker(folder, name: str) -> tuple[str, ssl.SSLContext]:
-    """An authority's certificate as a file, and a TLS server's side with a certificate by it for 127.0.0.1."""
-    ca_key, key = ec.generate_private_key(ec.SECP256R1()), ec.generate_private_key(ec.SECP256R1())
-    ca_name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)])
-
-    def made(subject: x509.Name, public: object, *more: x509.ExtensionType) -> bytes:
-        builder = x509.CertificateBuilder().subject_name(subject).issuer_name(ca_name).public_key(public)
-        builder = builder.serial_number(x509.random_serial_number())
-        builder = builder.not_valid_before(NOW - timedelta(hours=1)).not_valid_after(NOW + timedelta(days=1))
-        for extension in more:
-            builder = builder.add_extension(extension, critical=False)
-        return builder.sign(ca_key, hashes.SHA256()).public_bytes(serialization.Encoding.PEM)
-
-    ca = folder / f"{name}.crt"
-    ca.write_bytes(made(ca_name, ca_key.public_key(), x509.BasicConstraints(ca=True, path_length=None)))
-    secret = key.private_bytes(
-        serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
-    )
-    subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "broker")])
-    names = x509.SubjectAlternativeName([x509.IPAddress(ip_address("127.0.0.1"))])
-    pem = folder / f"{name}.pem"
-    pem.write_bytes(secret + made(subject, key.public_key(), names))
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    context.load_cert_chain(pem)
-    return str(ca), context
-
-
 def test_a_server_that_is_no_broker_of_the_fleet_is_not_spoken_to(tmp_path, monkeypatch):
     monkeypatch.setattr(broker, "REFUSAL_S", 0.3)
-    ours, our_broker = authority_and_broker(tmp_path, "ours")
-    theirs, _ = authority_and_broker(tmp_path, "theirs")
+    authority = Authority(tmp_path, "ours")
+    ours, theirs = str(authority.file), str(Authority(tmp_path, "theirs").file)
+    (tmp_path / "broker.pem").write_bytes(authority.issue("broker"))
+    our_broker = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    our_broker.load_cert_chain(tmp_path / "broker.pem")
     with socket.create_server(("127.0.0.1", 0)) as server:
         port = server.getsockname()[1]
         kept = []

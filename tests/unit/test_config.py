@@ -88,6 +88,11 @@ def test_what_show_prints_is_a_configuration_that_means_the_same(tmp_path):
     assert config.parse(tomllib.loads(config.show(client)), config.Client) == client
 
 
+def test_a_file_may_begin_with_the_mark_of_some_editors(tmp_path):
+    (tmp_path / "client.toml").write_bytes(b"\xef\xbb\xbfclient_id = 7\r\n[sensors.t]\r\nport = 1\r\n")
+    assert config.load(tmp_path / "client.toml", config.Client).client_id == 7
+
+
 def test_secrets_come_from_files_and_from_systemds_credentials(tmp_path, monkeypatch):
     (tmp_path / "password").write_text("s3cret\n")
     assert config.secret(str(tmp_path / "password")) == "s3cret"

@@ -13,16 +13,18 @@ from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
-from support.figures import shows
+from support.figures import answers, shows
 
 from skywave import config
 from skywave.care import gate as gates
 from skywave.care.doctor import examine
-from skywave.care.findings import STALLS, judge, wrong
+from skywave.care.findings import STALLS, Finding, wrong
+from skywave.care.findings import judge as judged
 from skywave.client.agent import Agent
 from skywave.commands.main import main
 from skywave.errors import NotRunning
 from skywave.process.asking import fetch_bytes, fetch_status
+from skywave.process.snapshot import decode
 from skywave.server.service import ServerProcess
 
 ROOT = Path(__file__).parents[2]
@@ -30,13 +32,14 @@ ROOT = Path(__file__).parents[2]
 
 @pytest.fixture(scope="module")
 def snapshots(tmp_path_factory):
-    """What a client and a server of this release really say, made to be well."""
+    """What a client and a server of this release really say (JSON documents), made to be well."""
     folder = tmp_path_factory.mktemp("agent")
     client = config.parse({
         "client_id": 1, "sensors": {"t": {"port": 1}}, "outbox": {"path": f"{folder}/outbox"},
     }, config.Client)  # fmt: skip
     server = config.parse({"name": "s1", "store": {"port": 1}}, config.Server)
-    said = {"client": Agent(client).snapshot(), "server": ServerProcess(server).snapshot()}
+    processes = {"client": Agent(client), "server": ServerProcess(server)}
+    said = {kind: json.loads(process.snapshot().encode()) for kind, process in processes.items()}
     for snapshot in said.values():
         snapshot |= {"connected": True, "accepting": True, "broker_error": ""}
     said["server"] |= {"store_ok": True, "store_error": ""}
@@ -47,6 +50,10 @@ def snapshots(tmp_path_factory):
 @pytest.fixture
 def said(snapshots):
     return copy.deepcopy(snapshots)
+
+
+def judge(document: dict) -> list[Finding]:
+    return judged(decode(document, "somebody"))
 
 
 @pytest.mark.parametrize("kind", ["client", "server"])
@@ -127,7 +134,7 @@ def test_status_doctor_and_gate_agree(said, shown, tmp_path, monkeypatch, well):
     monkeypatch.setattr("skywave.commands.view.status_panel", lambda _: "")
     code, _ = run("status", "--config", str(file))
     passages = gates.gate(config.load(file, config.Server), [1], "9", 0.5)
-    of_service = {f.check for f in judge(fetch_status(http.url))}
+    of_service = {f.check for f in judged(fetch_status(http.url))}
     examined = [f for f in examine(file, services=True) if f.check in of_service and f.check != "store"]
     assert (code == 0, not wrong(examined), passages[0].passed) == (well, well, well)
     assert well or "nothing arrives" in passages[0].seen
@@ -150,7 +157,7 @@ def test_figures_are_asked_past_the_environment_s_proxy(said, shown, monkeypatch
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv(variable, "http://127.0.0.1:9")
     http = shown(said["client"])
-    assert fetch_status(http.url)["client_id"] == 1
+    assert fetch_status(http.url).client_id == 1
     assert b"client_id" in fetch_bytes(f"{http.url}/status")
 
 
@@ -192,6 +199,12 @@ def test_what_speaks_no_http_is_not_running():
             fetch_status(f"http://127.0.0.1:{server.server_port}")
         server.shutdown()
         thread.join()
+
+
+@pytest.mark.parametrize("body", [b"", b"<html>", b"\xff", b"[" * 100_000, b"5", b"null", b'{"kind": ["client"]}'])
+def test_what_is_no_status_of_ours_is_not_running(body):
+    with answers(lambda: body) as port, pytest.raises(NotRunning):
+        fetch_status(f"http://127.0.0.1:{port}")
 
 
 # -- the program that settles an update ---------------------------------------------------------------------------------------

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 from pathlib import Path
 
 import pytest
+from support.programs import program
 
 from skywave.care import host
 from skywave.care.doctor import examine
+from skywave.process.times import boottime
 
 LISTED = """table inet skywave {
 	chain guard {
@@ -31,27 +34,35 @@ def installed(tmp_path, installed_in):
     return tmp_path
 
 
-def say(monkeypatch, **answers):
-    monkeypatch.setattr(host, "_say", lambda program, *_: answers.get(program))
+@pytest.fixture
+def say(tmp_path_factory):
+    """Has a program of the host say something; None: it fails."""
+    with contextlib.ExitStack() as stack:
+
+        def made(name, said):
+            answer = (1, "") if said is None else (0, said)
+            stack.enter_context(program(name, tmp_path_factory.mktemp("programs"), lambda _: answer))
+
+        yield made
 
 
 @pytest.mark.usefixtures("installed")
-def test_a_firewall_that_guards_each_port_is_well(monkeypatch):
-    say(monkeypatch, nft=LISTED)
+def test_a_firewall_that_guards_each_port_is_well(say):
+    say("nft", LISTED)
     (finding,) = host.firewall()
     assert finding.ok and "4 ports" in finding.found
 
 
 @pytest.mark.usefixtures("installed")
-def test_a_firewall_that_is_not_loaded_is_found(monkeypatch):
-    say(monkeypatch)
+def test_a_firewall_that_is_not_loaded_is_found(say):
+    say("nft", None)
     (finding,) = host.firewall()
     assert not finding.ok and "skywave-firewall" in finding.advice
 
 
 @pytest.mark.usefixtures("installed")
-def test_a_port_that_the_loaded_table_forgot_is_named(monkeypatch):
-    say(monkeypatch, nft=LISTED.replace("9440", "9000"))
+def test_a_port_that_the_loaded_table_forgot_is_named(say):
+    say("nft", LISTED.replace("9440", "9000"))
     (finding,) = host.firewall()
     assert not finding.ok and "9440" in finding.found
 
@@ -66,10 +77,9 @@ def test_a_host_without_a_firewall_of_ours_is_not_blamed(tmp_path, installed_in)
     [(0, "active", 5, True), (1, "active", 5, True), (50, "active", 5, False), (50, "activating", 5, False),
      (3, "active", 2000, True)],
 )  # fmt: skip
-def test_a_service_that_dies_again_and_again_is_found_though_it_never_fails(monkeypatch, restarts, state, up_s, ok):
-    monkeypatch.setattr(host, "_uptime_s", lambda: 1e4)
-    entered = int((1e4 - up_s) * 1e6)
-    say(monkeypatch, systemctl=f"NRestarts={restarts}\nActiveState={state}\nActiveEnterTimestampMonotonic={entered}\n")
+def test_a_service_that_dies_again_and_again_is_found_though_it_never_fails(say, restarts, state, up_s, ok):
+    entered = int((boottime() - up_s) * 1e6)
+    say("systemctl", f"NRestarts={restarts}\nActiveState={state}\nActiveEnterTimestampMonotonic={entered}\n")
     (finding,) = host.restarts("skywave-client")
     assert finding.ok is ok
 

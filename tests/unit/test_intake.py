@@ -275,10 +275,10 @@ def test_a_full_outbox_names_its_reason_in_stall_and_status(tmp_path, monkeypatc
         agent.intake.full = "/ has 1.0 MiB free of outbox.min_free_disk 256.0 MiB"
         agent._health()
         monkeypatch.setattr(agent_module, "AWAY_S", 0.0)
-        wait_for(lambda: agent._health() or "outbox full" in agent.snapshot()["stalls"], 10, "it is told")
-        assert "outbox.min_free_disk" in agent.snapshot()["stalls"]["outbox full"]["why"]
-        assert agent.snapshot()["outbox_full"] is True
-        assert "min_free_disk" in agent.snapshot()["outbox_full_why"]
+        wait_for(lambda: agent._health() or "outbox full" in agent.snapshot().stalls, 10, "it is told")
+        assert "outbox.min_free_disk" in agent.snapshot().stalls["outbox full"].why
+        assert agent.snapshot().outbox_full is True
+        assert "min_free_disk" in agent.snapshot().outbox_full_why
 
 
 def test_a_clock_that_disagrees_with_the_servers_is_told(tmp_path, monkeypatch):
@@ -288,10 +288,10 @@ def test_a_clock_that_disagrees_with_the_servers_is_told(tmp_path, monkeypatch):
         for days, told in ((0, False), (1, False), (-1, False), (2, True), (-2, True), (-4000, True)):
             agent.uplink.servers.heard_date = today + timedelta(days)
             agent._health()
-            assert ("clock" in agent.snapshot()["stalls"]) is told, days
+            assert ("clock" in agent.snapshot().stalls) is told, days
         agent.intake.clock.is_set = False
         agent._health()
-        assert "never set" in agent.snapshot()["stalls"]["clock"]["why"]
+        assert "never set" in agent.snapshot().stalls["clock"].why
 
 
 def test_a_client_that_waits_for_a_frozen_database_is_not_stuck(tmp_path, own_postgres, monkeypatch):
@@ -306,14 +306,14 @@ def test_a_client_that_waits_for_a_frozen_database_is_not_stuck(tmp_path, own_po
             os.kill(pid, signal.SIGSTOP)
         try:
             wait_for(
-                lambda: agent._health() == "" and "does not answer" in str(agent.snapshot()["stalls"].get("uplink")),
-                30, lambda: f"it says what it waits for: {agent.snapshot()['stalls']}",
+                lambda: agent._health() == "" and "does not answer" in str(agent.snapshot().stalls.get("uplink")),
+                30, lambda: f"it says what it waits for: {agent.snapshot().stalls}",
             )  # fmt: skip
             assert time.monotonic() - agent.uplink.progress_at > 2.0 and agent._health() == ""
         finally:
             for pid in backends:
                 os.kill(pid, signal.SIGCONT)
-        wait_for(lambda: agent._health() == "" and not agent.snapshot()["stalls"].get("uplink"), 30, "it goes on")
+        wait_for(lambda: agent._health() == "" and not agent.snapshot().stalls.get("uplink"), 30, "it goes on")
 
 
 def test_a_loop_that_hangs_for_another_reason_is_stuck(tmp_path):

@@ -1,10 +1,9 @@
-"""What every long-running process has: signals, figures, its log, and what it takes over from the one before."""
+"""What every long-running process has: signals, figures and its log."""
 
 from __future__ import annotations
 
 import json
 import logging
-import os
 import socket
 import subprocess
 import sys
@@ -14,10 +13,11 @@ import pytest
 from support.parts import free_port, wait_for
 
 from skywave import config
-from skywave.process import handover, service
+from skywave.process import service
 from skywave.process.figures import Figure, FiguresServer
+from skywave.process.snapshot import ClientSnapshot
 
-FIGURES = [Figure("there", "skywave_there", "It is there.")]
+FIGURES = [Figure("readings", "skywave_there", "It is there.")]
 
 
 def ask(port: int, path: str = "/status", host: str = "127.0.0.1") -> bytes:
@@ -25,8 +25,16 @@ def ask(port: int, path: str = "/status", host: str = "127.0.0.1") -> bytes:
         return answer.read()
 
 
+def answer(port: int, host: str) -> bytes:
+    """What is answered there; empty while nobody listens."""
+    try:
+        return ask(port, host=host)
+    except OSError:
+        return b""
+
+
 def serving(http: config.Http) -> FiguresServer:
-    return FiguresServer(http, FIGURES, lambda: {"there": 1}, {"who": "it"})
+    return FiguresServer(http, FIGURES, lambda: ClientSnapshot(readings=1), {"who": "it"})
 
 
 def test_signals_at_any_moment_set_a_flag_and_interrupt_nothing():
@@ -84,7 +92,7 @@ def test_figures_whose_port_is_taken_are_shown_as_soon_as_it_is_free(monkeypatch
     assert f"127.0.0.1:{port}" in figures.trouble
     other.close()
     wait_for(lambda: not figures.trouble, 10, "it listens")
-    assert json.loads(ask(port)) == {"there": 1}
+    assert json.loads(ask(port))["readings"] == 1
     assert b'skywave_there{who="it"} 1.0' in ask(port, "/metrics")
     figures.stop()
 
@@ -110,8 +118,7 @@ def test_figures_are_shown_on_ipv6():
     except OSError:
         pytest.skip("this host has no IPv6")
     figures = serving(config.Http(host="::1", port=port))
-    wait_for(lambda: not figures.trouble and figures._server, 10, "it listens")
-    assert json.loads(ask(port, host="[::1]")) == {"there": 1}
+    assert json.loads(wait_for(lambda: answer(port, "[::1]"), 10, "it listens"))["readings"] == 1
     figures.stop()
 
 
@@ -124,20 +131,3 @@ def test_no_password_gets_into_a_log(capfd, monkeypatch):
     logging.getLogger().handlers.clear()
     said = capfd.readouterr().err
     assert "S3CRET" not in said and said.count("edge:***@db/o") == 2
-
-
-@pytest.mark.parametrize("notes", [b"", b"[", b"7", b"[7]", b'[{"sensor": 1}, 5]'])
-def test_connections_whose_notes_cannot_be_read_are_given_up(monkeypatch, notes):
-    ours, theirs = socket.socketpair()
-    descriptor = os.memfd_create("notes")
-    os.write(descriptor, notes)
-    for number, given in enumerate((descriptor, theirs.detach()), start=200):
-        os.dup2(given, number)
-        os.close(given)
-    monkeypatch.setattr(handover, "FIRST_DESCRIPTOR", 200)
-    monkeypatch.setenv("LISTEN_PID", str(os.getpid()))
-    monkeypatch.setenv("LISTEN_FDS", "2")
-    monkeypatch.setenv("LISTEN_FDNAMES", "notes:socket-0")
-    assert handover.take_over() == []
-    assert ours.recv(1) == b"", "it is closed"
-    ours.close()

@@ -221,7 +221,7 @@ def test_a_server_that_waits_for_a_frozen_store_is_not_stuck():
     wait_for(lambda: time.monotonic() - shard.progress_at > STUCK_AFTER_S, 20, "it asks")
     try:
         assert process._health() == ""
-        assert "does not return" in process.snapshot()["stalls"]["insert"]["why"]
+        assert "does not return" in process.snapshot().stalls["insert"].why
     finally:
         answers.set()
         working.join()

@@ -5,6 +5,9 @@ from __future__ import annotations
 import ast
 import io
 import logging
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -18,6 +21,7 @@ from skywave.commands import view
 from skywave.commands.main import main
 from skywave.errors import SkywaveError
 from skywave.process import service
+from skywave.process.snapshot import decode
 from skywave.process.visible import MAX_LETTERS, say, visible
 
 ROOT = Path(__file__).parents[2]
@@ -85,7 +89,8 @@ ACCEPTED = [
     {"client_id": 7, "stream": "5", "first": 1, "last": 2, "what": "lost", "reason": "text", "name": "ada", "at": 1}
 ]
 VIEWS = {
-    "client": (view.status_panel, CLIENT), "server": (view.status_panel, SERVER), "audit": (view.audit_table, ACCOUNT),
+    "client": (lambda document: view.status_panel(decode(document, "x")), CLIENT),
+    "server": (lambda document: view.status_panel(decode(document, "x")), SERVER), "audit": (view.audit_table, ACCOUNT),
     "rejected": (view.rejected_table, REJECTED), "accepted": (view.accepted_table, ACCEPTED),
     "findings": (lambda rows: view.findings_table([Finding(*row) for row in rows]), [["check", False, "found", "advice"]]),
 }  # fmt: skip
@@ -183,8 +188,21 @@ def test_what_is_said_is_said_on_one_line_each(capsys):
     assert capsys.readouterr().out == "a\\nb\nc\\x1b\n"
 
 
+@pytest.mark.parametrize("encoding", ["latin-1", "ascii"])
+def test_a_terminal_that_lacks_letters_shows_the_rest(tmp_path, encoding):
+    file = tmp_path / "server.toml"
+    file.write_text("name = 's°€1'\n[mqtt]\nport = 1\n[store]\nport = 1\n")
+    done = subprocess.run([sys.executable, "-m", "skywave", "doctor", "--config", str(file)], capture_output=True,
+                          env={**os.environ, "PYTHONIOENCODING": encoding}, timeout=60, check=False)  # fmt: skip
+    assert done.returncode == 1, done.stderr
+    assert b"WRONG" in done.stdout and not done.stderr
+    bad = subprocess.run([sys.executable, "-m", "skywave", "config", "check", "€"], capture_output=True,
+                         env={**os.environ, "PYTHONIOENCODING": encoding}, timeout=60, check=False)  # fmt: skip
+    assert bad.returncode == 2 and bad.stderr.startswith(b"Error: ") and b"Traceback" not in bad.stderr
+
+
 def test_nothing_is_printed_past_the_one_place_that_makes_text_visible():
-    """Only ``visible`` prints and only ``view`` makes cells of text; ``demo`` draws its own figures."""
+    """Only ``visible`` prints and only ``view`` makes cells of text; the demo's ``screen`` draws its own figures."""
     printing = ("print", "click.echo", "click.secho", "traceback.print_exc", "sys.stdout.write", "sys.stderr.write")
     drawing = ("rich.text", "rich.table", "rich.panel")
     past = []
@@ -194,7 +212,7 @@ def test_nothing_is_printed_past_the_one_place_that_makes_text_visible():
             prints = isinstance(node, ast.Call) and ast.unparse(node.func) in printing
             draws = isinstance(node, ast.ImportFrom) and node.module in drawing
             if (prints and name != "skywave/process/visible.py") or (
-                draws and name not in ("skywave/commands/view.py", "skywave/demo/demo.py")
+                draws and name not in ("skywave/commands/view.py", "skywave/demo/screen.py")
             ):
                 past.append(f"{name}:{node.lineno}")
     assert not past

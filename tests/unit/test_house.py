@@ -1,0 +1,108 @@
+"""The house (docs/architecture.md): arrows between rooms point down, there is no circle, and no room is too large."""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Iterator
+from graphlib import TopologicalSorter
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+FILES = sorted([*(ROOT / "skywave").rglob("*.py"), *(ROOT / "archive/skywave_archive").rglob("*.py")])
+FLOORS = (
+    {""}, {"errors"}, {"formats"}, {"config"}, {"process"}, {"mqtt", "outbox", "store"}, {"client", "server"}, {"care"},
+    {"emulator"}, {"demo"}, {"commands"}, {"__main__"},
+)  # fmt: skip
+"""The rooms of ``skywave/`` from the ground up; those of one floor do not know each other."""
+LIBRARIES = {
+    "paho": {"mqtt"}, "psycopg2": {"outbox"}, "sqlite3": {"outbox"}, "clickhouse_driver": {"store"}, "chdb": {"store"},
+    "cryptography": {"care"}, "hdfs": {"targets"}, "clickhouse_cityhash": {"skywave_archive"},
+    "prometheus_client": {"process", "skywave_archive"},  # over HTTP, and a file for the textfile collector
+}  # fmt: skip
+"""What stands outside is touched in as few rooms as it has uses."""
+DATA_PATH = {"client", "outbox", "mqtt", "server", "store"}
+
+
+def name_of(file: Path) -> str:
+    parts = (
+        file.relative_to(ROOT / "archive" if "archive" in file.relative_to(ROOT).parts[:1] else ROOT)
+        .with_suffix("")
+        .parts
+    )
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+MODULES = {name_of(file): file for file in FILES}
+TREES = {file: ast.parse(file.read_text()) for file in FILES}
+
+
+def imports(file: Path) -> Iterator[str]:
+    """Modules that a file imports, wherever in it, ours by their full names."""
+    here = name_of(file).split(".")
+    package = here if file.name == "__init__.py" else here[:-1]
+    for node in ast.walk(TREES[file]):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            base = (
+                ".".join([*package[: len(package) - node.level + 1], *filter(None, [node.module])])
+                if node.level
+                else str(node.module)
+            )
+            for alias in node.names:
+                yield full if (full := f"{base}.{alias.name}") in MODULES else base
+
+
+def room(name: str) -> str:
+    return [*name.split("."), ""][1]
+
+
+@pytest.mark.parametrize("name", [name for name in MODULES if name.split(".")[0] == "skywave"])
+def test_arrows_point_down(name):
+    floor = {room: number for number, rooms in enumerate(FLOORS) for room in rooms}
+    for other in imports(MODULES[name]):
+        if other.split(".")[0] == "skywave" and room(other) != room(name):
+            assert floor[room(other)] < floor[room(name)], f"{name} imports {other}"
+
+
+def test_nothing_imports_what_imports_it():
+    graph = {
+        name: {other for other in imports(file) if other in MODULES and other != name} for name, file in MODULES.items()
+    }
+    for name in graph:  # a package that shows what its modules have is one with them
+        if MODULES[name].name == "__init__.py":
+            graph[name] -= {"skywave"}
+    # Two commands look whether the archive is installed on this host too; it is built on them.
+    for name in ("skywave.care.doctor", "skywave.commands.group"):
+        graph[name] = {other for other in graph[name] if not other.startswith("skywave_archive")}
+    list(TopologicalSorter(graph).static_order())  # raises CycleError, which names it
+
+
+@pytest.mark.parametrize("library", LIBRARIES)
+def test_a_library_is_touched_in_one_room(library):
+    rooms = {file.parent.name for file in FILES if any(other.split(".")[0] == library for other in imports(file))}
+    assert rooms == LIBRARIES[library]
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_a_module_can_be_read_in_one_sitting(name):
+    assert len(MODULES[name].read_text().splitlines()) <= 400
+
+
+@pytest.mark.parametrize("name", [name for name in MODULES if room(name) in DATA_PATH])
+def test_a_class_on_the_path_of_a_reading_has_one_job(name):
+    for node in ast.walk(TREES[MODULES[name]]):
+        if isinstance(node, ast.ClassDef):
+            own = {
+                each.attr for each in ast.walk(node)
+                if isinstance(each, ast.Attribute) and isinstance(each.ctx, ast.Store)
+                and isinstance(each.value, ast.Name) and each.value.id == "self"
+            }  # fmt: skip
+            own |= {
+                each.target.id
+                for each in node.body
+                if isinstance(each, ast.AnnAssign) and isinstance(each.target, ast.Name)
+            }
+            assert len(own) <= 15, f"{node.name}: {sorted(own)}"
