@@ -115,7 +115,9 @@ class Agent:
             self._intake_outbox.close()
             self._uplink_outbox.close()
             log.info(
-                "stopped: %d readings committed, %d in the outbox", self.intake.readings, self.uplink.backlog.readings
+                "stopped: %d readings committed, %d in the outbox",
+                self.intake.readings,
+                self.uplink.account.backlog.readings,
             )
 
     def drain(self) -> None:
@@ -123,7 +125,7 @@ class Agent:
         worker = self._workers[1]
         worker.start()
         try:
-            while self.uplink.backlog.readings and worker.died_of is None:
+            while self.uplink.account.backlog.readings and worker.died_of is None:
                 time.sleep(0.2)
             if worker.died_of is not None:
                 raise worker.died_of
@@ -139,8 +141,8 @@ class Agent:
         accepting = uplink.accepting
         yield Cause("broker", AWAY_S, uplink.link.trouble)
         yield Cause("server", AWAY_S, "no server accepts batches" if uplink.link.connected and not accepting else "")
-        unmoved = accepting and len(uplink.window) > 0 and uplink.acked_batches == self._acked_before
-        self._acked_before = uplink.acked_batches
+        unmoved = accepting and len(uplink.window) > 0 and uplink.counts.acked_batches == self._acked_before
+        self._acked_before = uplink.counts.acked_batches
         yield Cause("acknowledgement", UNACKED_S, "nothing that was sent is acknowledged" if unmoved else "")
         waits = (
             "the oldest readings are dropped"
@@ -150,7 +152,7 @@ class Agent:
         yield Cause("outbox full", 1.0, f"the outbox is full, {waits}: {intake.full}" if intake.full else "")
         wrong = intake.unavailable or uplink.unavailable
         yield Cause("outbox", AWAY_S, f"the outbox does not work: {wrong}" if wrong else "")
-        aside = len(uplink.set_aside)
+        aside = len(uplink.refusals)
         yield Cause(
             "set aside", 0.0, f"the broker refuses {aside} batches; they are tried again by and by" if aside else ""
         )
@@ -198,7 +200,7 @@ class Agent:
     def snapshot(self) -> ClientSnapshot:
         """The figures of ``skywave status`` and /metrics."""
         intake, uplink = self.intake, self.uplink
-        backlog = uplink.backlog
+        backlog = uplink.account.backlog
         growth = self._growth.update(backlog.bytes)
         free = self._settings.outbox.max_bytes - backlog.bytes
         return ClientSnapshot(
@@ -212,16 +214,16 @@ class Agent:
             readings=intake.readings,
             readings_per_s=round(self._in_rate.update(intake.readings), 1),
             commits=intake.commits,
-            acked_readings=uplink.acked_readings,
-            acked_per_s=round(self._ack_rate.update(uplink.acked_readings), 1),
-            rejected_readings=uplink.rejected_readings,
+            acked_readings=uplink.counts.acked_readings,
+            acked_per_s=round(self._ack_rate.update(uplink.counts.acked_readings), 1),
+            rejected_readings=uplink.counts.rejected_readings,
             resent_batches=uplink.window.resent,
             ignored_acks=uplink.window.ignored_acks,
-            bad_messages=uplink.bad_messages,
+            bad_messages=uplink.servers.bad_messages,
             backlog=BacklogState(**asdict(backlog)),
             in_flight=len(uplink.window),
-            set_aside=len(uplink.set_aside),
-            oldest_unacked_s=round(uplink.oldest_unacked_s(), 3),
+            set_aside=len(uplink.refusals),
+            oldest_unacked_s=round(uplink.account.oldest_unacked_s(), 3),
             time_to_full_s=round(free / growth) if growth > 1 and free > 0 else None,
             ack_delay_s=round(uplink.window.ack_delay, 3),
             stalls=self._stalls.current,

@@ -9,18 +9,18 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from array import array
 from collections.abc import Sequence
-from dataclasses import replace
 from datetime import date
 from typing import Protocol
 
 from .. import config
 from ..errors import OutboxUnavailable
-from ..formats.batch import Batch, Name, decode, encode
+from ..formats.batch import Batch, Name, encode
 from ..outbox.outbox import Outbox, Position
+from ..process.backoff import Backoff
 from ..process.handover import Kept, hand_over
-from .clock import EARLIEST_US, Clock
+from .clock import Clock
+from .held import HeldBack
 from .sensors import CHUNK_BYTES, SensorFigures, Sensors
 
 log = logging.getLogger(__name__)
@@ -28,14 +28,10 @@ log = logging.getLogger(__name__)
 LOOK_AFTER_S = 0.1
 """Between two looks at the connections that are down or silent."""
 FULL_RETRY_S = 0.2
-UNAVAILABLE_RETRY_MAX_S = 5.0
+UNAVAILABLE_RETRY_S, UNAVAILABLE_RETRY_MAX_S = 0.05, 5.0
 DRAIN_S = 0.5
 STOP_GRACE_S = 5.0
 """How long a stopping client goes on trying to commit its last batch to an outbox that is away."""
-CLOCK_GRACE_S = 30.0
-"""For so long after a server accepts, batches of a clock that was never set wait for a time server's word. The network that
-brings the one brings the other."""
-CORRECT_AT_ONCE = 64
 
 
 class Receiver(Protocol):
@@ -72,18 +68,13 @@ class Intake:
         receiver: Receiver,
         inherited: Sequence[Kept] = (),
     ) -> None:
-        self._settings = settings.intake
-        self._client_id = settings.client_id
-        self._drop_oldest = settings.outbox.when_full == "drop_oldest"
+        self._settings = settings
         self._outbox = outbox
         self._stream = stream
         self._next_id = first_id
         self._next_seq = 1
         self._receiver = receiver
-        self.clock = Clock()
-        self._held_from = 0  # from this id on batches wait for the clock; 0: none does
-        self._served_at = 0.0
-        self._gave_up = False
+        self._held = HeldBack(settings, outbox, lambda: receiver.accepting)
         self._sensors = Sensors(settings.sensors, settings.intake, outbox.positions(), inherited)
         self._stopping = threading.Event()
         self._look_after_at = 0.0
@@ -92,7 +83,11 @@ class Intake:
         self.unavailable = ""
         self.readings = 0
         self.commits = 0
-        self.lost_at_stop = 0
+
+    @property
+    def clock(self) -> Clock:
+        """The wall clock, as far as it can be trusted."""
+        return self._held.clock
 
     @property
     def sensors(self) -> dict[str, SensorFigures]:
@@ -111,18 +106,22 @@ class Intake:
                 if now >= self._look_after_at:
                     self._look_after_at = now + LOOK_AFTER_S
                     self._sensors.look_after(now)
-                self._look_at_clock(now)
+                if self._held.look(now, self._next_id - 1):
+                    self._receiver.leave(self._next_id - 1)
                 got = self._sensors.read_ready(min(self._due_in(now), LOOK_AFTER_S))
                 if self._due_in(time.monotonic()) <= 0:
                     self._commit()
-                if got < CHUNK_BYTES // 4 and self._settings.poll_interval:
+                if got < CHUNK_BYTES // 4 and self._settings.intake.poll_interval:
                     # One look at many bytes costs less than many looks at few.
-                    self._stopping.wait(max(0.0, min(self._due_in(time.monotonic()), self._settings.poll_interval)))
+                    self._stopping.wait(
+                        max(0.0, min(self._due_in(time.monotonic()), self._settings.intake.poll_interval))
+                    )
             self._drain()
             if self._sensors.open:
                 self._commit()
-            self._correct_all()
-            if not self.lost_at_stop:
+            if self._held.correct_all(self._next_id - 1, STOP_GRACE_S):
+                self._receiver.leave(self._next_id - 1)
+            if not self.unavailable:  # else readings were lost, and their connections end with them
                 hand_over(self._sensors.kept())
         finally:
             self._sensors.close()
@@ -131,43 +130,40 @@ class Intake:
         """Takes in what already stands in the sockets, unless the outbox would not have it."""
         until = time.monotonic() + DRAIN_S
         while not (self.full or self.unavailable) and time.monotonic() < until and self._sensors.read_ready(0):
-            if self._sensors.open >= self._settings.max_readings:
+            if self._sensors.open >= self._settings.intake.max_readings:
                 self._commit()
 
     def _due_in(self, now: float) -> float:
         """Seconds until the open batch has to be committed; 0 or less when it must be now."""
         if not self._sensors.open:
             return LOOK_AFTER_S
-        if self._sensors.open >= self._settings.max_readings:
+        if self._sensors.open >= self._settings.intake.max_readings:
             return 0.0
-        return self._sensors.opened_at + self._settings.linger - now
+        return self._sensors.opened_at + self._settings.intake.linger - now
 
     # -- committing ----------------------------------------------------------------------------------------------
 
     def _commit(self) -> None:
         """Commits the open readings at once: as one batch, or as several where a flood brought more than one may hold."""
         positions = self._sensors.moved()
-        parts = self._sensors.take(self._settings.max_readings)
+        parts = self._sensors.take(self._settings.intake.max_readings)
         self.clock.look()
         batches: list[Batch] = []
         next_id, next_seq = self._next_id, self._next_seq
         for keys, codes, created_at, values in parts:
-            name = Name(self._client_id, self._stream, next_seq)
+            name = Name(self._settings.client_id, self._stream, next_seq)
             times = self.clock.corrected(created_at)
-            payload = encode(name, keys, codes, times, values, self._settings.compression)
+            payload = encode(name, keys, codes, times, values, self._settings.intake.compression)
             heard = self._receiver.heard_date
             batches.append(Batch(next_id, self._stream, next_seq, len(times), min(times), heard, payload))
             next_id, next_seq = next_id + 1, next_seq + len(times)
         readings = next_seq - self._next_seq
         if not self._append(batches, positions):
-            self.lost_at_stop += readings
             return
         self._next_id, self._next_seq = next_id, next_seq
         self.readings += readings
         self.commits += 1
-        if not (self.clock.is_set or self._gave_up or self._held_from):
-            self._held_from, self._served_at = batches[0].id, time.monotonic()
-        if not self._held_from:
+        if not self._held.keeps(batches[0].id, time.monotonic()):
             for batch in batches:
                 self._receiver.offer(batch)
         self._sensors.committed(positions)
@@ -175,7 +171,7 @@ class Intake:
     def _append(self, batches: list[Batch], positions: dict[str, Position]) -> bool:
         """Stores the batches, however long the outbox is away or full; False only when stopping has to give up."""
         size = sum(len(batch.payload) for batch in batches)
-        pause = 0.05
+        backoff = Backoff(UNAVAILABLE_RETRY_S, UNAVAILABLE_RETRY_MAX_S)
         give_up_at = float("inf")
         while True:
             self.progress_at = time.monotonic()
@@ -183,7 +179,7 @@ class Intake:
                 give_up_at = self.progress_at + STOP_GRACE_S
             try:
                 self.full = self._outbox.full_because(size)
-                if self.full and self._drop_oldest:
+                if self.full and self._settings.outbox.when_full == "drop_oldest":
                     self._outbox.drop_oldest(size)
                 elif self.full and not self._stopping.is_set():  # a stopping client may exceed the bound once
                     self._stopping.wait(FULL_RETRY_S)
@@ -198,60 +194,5 @@ class Intake:
                 if time.monotonic() >= give_up_at:
                     log.error("outbox: still away, %d readings in memory are lost", sum(b.count for b in batches))
                     return False
-                if self._stopping.wait(pause):
+                if self._stopping.wait(backoff.next()):
                     time.sleep(0.1)
-                pause = min(pause * 2, UNAVAILABLE_RETRY_MAX_S)
-
-    # -- a clock that was never set ------------------------------------------------------------------------------
-
-    def _look_at_clock(self, now: float) -> None:
-        """Corrects the batches that wait for the clock once it is set; gives up when a server was there for long enough."""
-        self.clock.look()
-        if self._gave_up and self.clock.is_set:
-            self._gave_up = False
-            log.warning("the clock is set: readings delivered before lack %.3f s", self.clock.jump / 1e6)
-        if not self._held_from:
-            return
-        if self.clock.is_set:
-            self._correct()
-            return
-        if not self._receiver.accepting:
-            self._served_at = now
-        elif now > self._served_at + CLOCK_GRACE_S:
-            self._gave_up = True
-            log.error("the clock was never set; readings are delivered with the times that it shows")
-            self._let_go()
-
-    def _correct(self) -> None:
-        """Some of the batches that wait. Nothing was published of them, so that no other copy has the wrong times."""
-        try:
-            batches = self._outbox.read(self._held_from, self._next_id - 1, CORRECT_AT_ONCE)
-            self._outbox.replace([self._with_right_times(b) for b in batches if b.made_at < EARLIEST_US])
-        except OutboxUnavailable as error:
-            log.warning("outbox: %s; times are corrected later", error)
-            self._look_after_at = time.monotonic() + LOOK_AFTER_S
-            return
-        if len(batches) == CORRECT_AT_ONCE:
-            self._held_from = batches[-1].id + 1
-            return
-        log.info("the clock is set: times from before it are corrected by %.3f s", self.clock.jump / 1e6)
-        self._let_go()
-
-    def _correct_all(self) -> None:
-        """What a stopping client still can: the next one does not know by how much they are wrong."""
-        self.clock.look()  # it may have been set since the last reading
-        until = time.monotonic() + STOP_GRACE_S
-        while self._held_from and self.clock.is_set and time.monotonic() < until:
-            self._correct()
-
-    def _with_right_times(self, batch: Batch) -> Batch:
-        name = Name(self._client_id, batch.stream, batch.first_seq)
-        found = decode(batch.payload, name, batch.count)
-        times = self.clock.corrected(array("q", found.created_at.to_pylist()))
-        codes, values = array("h", found.codes.to_pylist()), array("d", found.values.to_pylist())
-        payload = encode(name, found.keys, codes, times, values, self._settings.compression)
-        return replace(batch, made_at=min(times), payload=payload)
-
-    def _let_go(self) -> None:
-        self._held_from = 0
-        self._receiver.leave(self._next_id - 1)

@@ -36,6 +36,11 @@ class Days:
                 days.add(from_id, of_rule)
         return days
 
+    def needed_from(self, batch_id: int) -> Days:
+        """These rules without those that are over before ``batch_id``."""
+        from_id = max((from_id for from_id in self._ids if from_id <= batch_id), default=0)
+        return Days(rule for rule in self.rules if rule[0] >= from_id)
+
     def room(self, first: int, stop: int) -> int:
         """Up to where, and not beyond ``stop``, no id from ``first`` on has a day."""
         return min([stop, *(from_id for from_id, day in self.rules if day and from_id > first)])

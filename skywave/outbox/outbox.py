@@ -1,8 +1,8 @@
 """The outbox: the local database that holds every reading until the server has committed it.
 
-All SQL stands here, in the dialect that PostgreSQL and SQLite share; ``postgres.py`` and ``sqlite.py`` only connect,
-run transactions and translate errors. Each thread opens an outbox of its own: the intake appends, the uplink reads,
-deletes and fixes days.
+All SQL stands here, but what makes the tables (``schema.py``) and what concerns losses (``losses.py``), in the dialect that
+PostgreSQL and SQLite share; ``postgres.py`` and ``sqlite.py`` only connect, run transactions and translate errors. Each
+thread opens an outbox of its own: the intake appends, the uplink reads, deletes and fixes days.
 
 What holds:
 
@@ -13,8 +13,7 @@ What holds:
   the backlog is known without reading it.
 * ``day`` rules say "batches from id N on: day D" (or: none yet); a batch's day is the rule with the largest N <= id. The
   batches of a start have none until they are about to be published.
-* What is read is not believed: a disk alters numbers too. Losses are declared only as far as the stream's account and the
-  neighbours leave room for them, and an account that cannot be is not reported.
+* What is read is not believed: a disk alters numbers too. An account that cannot be is not reported.
 """
 
 from __future__ import annotations
@@ -23,7 +22,6 @@ import functools
 import logging
 import os
 import time
-import zlib
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -34,43 +32,15 @@ from typing import Any, Concatenate, NamedTuple, ParamSpec, TypeVar
 from .. import config
 from ..errors import OutboxError
 from ..formats.batch import Batch
-from ..formats.declared import MAX_READINGS
 from ..formats.messages import MAX_TOLD, Dropped, Produced, Range
+from . import losses
 from .days import Days, as_date
+from .schema import COLUMNS, INSERT_BATCH, LARGEST, SCHEMA_VERSION, SOUND, TABLES, Statement, checksum, intact
 
 log = logging.getLogger(__name__)
 
 P = ParamSpec("P")
 T = TypeVar("T")
-SCHEMA_VERSION = "2"
-Statement = tuple[str, Sequence[Any]]
-
-_SCHEMA = (
-    "CREATE TABLE IF NOT EXISTS meta (name TEXT PRIMARY KEY, value TEXT NOT NULL)",
-    "CREATE TABLE IF NOT EXISTS batch (id BIGINT PRIMARY KEY, stream BIGINT NOT NULL, first_seq BIGINT NOT NULL,"
-    " count BIGINT NOT NULL, made_at BIGINT NOT NULL, since TEXT, payload {blob} NOT NULL, crc BIGINT NOT NULL)",
-    # One row a start of the client: where the stream's batches begin, and all that was ever appended to it.
-    "CREATE TABLE IF NOT EXISTS stream (stream BIGINT PRIMARY KEY, first_id BIGINT NOT NULL, last_seq BIGINT NOT NULL,"
-    " batches BIGINT NOT NULL, bytes BIGINT NOT NULL)",
-    # One row: all that ever left, so that what is in the outbox is what the streams say minus this.
-    "CREATE TABLE IF NOT EXISTS gone (one BIGINT PRIMARY KEY, batches BIGINT NOT NULL, readings BIGINT NOT NULL,"
-    " bytes BIGINT NOT NULL)",
-    "CREATE TABLE IF NOT EXISTS day (from_id BIGINT PRIMARY KEY, day TEXT)",
-    "CREATE TABLE IF NOT EXISTS dropped (stream BIGINT NOT NULL, first_seq BIGINT NOT NULL, last_seq BIGINT NOT NULL,"
-    " reason TEXT NOT NULL, PRIMARY KEY (stream, first_seq))",
-    "CREATE TABLE IF NOT EXISTS sensor (name TEXT PRIMARY KEY, stream BIGINT NOT NULL, seq BIGINT NOT NULL)",
-    "INSERT INTO gone VALUES (1, 0, 0, 0) ON CONFLICT DO NOTHING",
-)
-COLUMNS = "id, stream, first_seq, count, made_at, since, payload, crc"
-_LARGEST = 1 << 62
-MAX_REPORTED = MAX_TOLD
-"""Streams, and declared losses, of one status: what the server has recorded makes room for the next."""
-# What a stream's account can be. A flipped bit makes numbers that would overflow, or keep an audit busy for ever.
-_SOUND = (
-    f"last_seq BETWEEN 0 AND {_LARGEST} AND last_seq / {MAX_READINGS} <= batches AND batches BETWEEN 0 AND {1 << 40}"
-    f" AND bytes BETWEEN 0 AND {1 << 50} AND first_id BETWEEN 1 AND {_LARGEST}"
-)
-INSERT_BATCH = f"INSERT INTO batch ({COLUMNS}) VALUES (?, ?, ?, ?, ?, ?, ?, ?)"
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,27 +50,6 @@ class Backlog:
     batches: int
     readings: int
     bytes: int
-
-
-def checksum(stream: int, first_seq: int, count: int, payload: bytes | memoryview) -> int:
-    """CRC-32 of a batch's name and bytes."""
-    return zlib.crc32(payload, zlib.crc32(b"%d %d %d" % (stream, first_seq, count)))
-
-
-def intact(row: Sequence[Any]) -> bool:
-    """True if a row of ``batch`` (``COLUMNS``) is as it was written, as far as its checksum reaches."""
-    batch_id, stream, first_seq, count, made_at, _, payload, crc = row
-    numbers = all(isinstance(number, int) for number in (batch_id, stream, first_seq, count, made_at))
-    return numbers and isinstance(payload, bytes | memoryview) and checksum(stream, first_seq, count, payload) == crc
-
-
-def sound(account: Sequence[Any]) -> bool:
-    """True if a row of ``stream`` can be an account; ``_SOUND`` says the same in SQL."""
-    if not all(isinstance(number, int) for number in account):
-        return False
-    _, first_id, last_seq, batches, size = map(int, account)
-    readings = 0 <= last_seq <= _LARGEST and last_seq // MAX_READINGS <= batches
-    return readings and batches <= 1 << 40 and 0 <= size <= 1 << 50 and 1 <= first_id <= _LARGEST
 
 
 class Position(NamedTuple):
@@ -165,7 +114,7 @@ class Outbox(ABC):
 
     def create(self, client_id: int) -> None:
         """Creates or checks the schema; raises ``OutboxError`` for another client's outbox or a newer schema."""
-        self.transaction([(sql.format(blob=self.blob_type), ()) for sql in _SCHEMA])
+        self.transaction([(sql.format(blob=self.blob_type), ()) for sql in TABLES])
         for name, value in (("schema", SCHEMA_VERSION), ("client_id", str(client_id))):
             self.transaction([("INSERT INTO meta VALUES (?, ?) ON CONFLICT DO NOTHING", (name, value))])
             found = self.query("SELECT value FROM meta WHERE name = ?", (name,))[0][0]
@@ -178,7 +127,7 @@ class Outbox(ABC):
     def start_stream(self, stream: int) -> int:
         """Registers the stream of a starting client, whose batches have no day yet; returns the id of its first batch."""
         first_id = int(self.query("SELECT COALESCE(MAX(first_id + batches), 1) FROM stream")[0][0])
-        if not 1 <= first_id <= _LARGEST:
+        if not 1 <= first_id <= LARGEST:
             raise self._found_damaged("the streams' accounts have impossible numbers")
         self.transaction(
             [
@@ -192,7 +141,7 @@ class Outbox(ABC):
 
     def has_impossible_accounts(self) -> bool:
         """True if the disk has altered a stream's account, and it shows."""
-        return bool(self.query(f"SELECT 1 FROM stream WHERE NOT ({_SOUND}) LIMIT 1"))
+        return bool(self.query(f"SELECT 1 FROM stream WHERE NOT ({SOUND}) LIMIT 1"))
 
     # -- the intake's side -------------------------------------------------------------------------------------------
 
@@ -290,27 +239,9 @@ class Outbox(ABC):
             if freed >= more:
                 break
         self._declare_lost(oldest, "outbox full")
-        self._gather_losses()
+        if gathered := losses.gather(self.query):
+            self.transaction(gathered)
         self._looked_at = float("-inf")
-
-    def _gather_losses(self) -> None:
-        """Declared losses that no status has room for yet become as few rows as they can be: without a network each batch
-        that is dropped would leave one for ever."""
-        if self.query("SELECT COUNT(*) FROM dropped")[0][0] <= 2 * MAX_REPORTED:
-            return
-        rows = self.query("SELECT stream, first_seq, last_seq, reason FROM dropped ORDER BY stream, first_seq")
-        statements: list[Statement] = []
-        stream, first, last, reason = rows[MAX_REPORTED]
-        for row in rows[MAX_REPORTED + 1 :]:
-            if row[:2] != (stream, last + 1) or row[3] != reason:
-                stream, first, last, reason = row
-                continue
-            last = row[2]
-            statements.append(("DELETE FROM dropped WHERE stream = ? AND first_seq = ?", row[:2]))
-            grown = ("UPDATE dropped SET last_seq = ? WHERE stream = ? AND first_seq = ?", (last, stream, first))
-            statements.append(grown)
-        if statements:
-            self.transaction(statements)
 
     def _free_disk(self) -> int:
         try:
@@ -344,62 +275,16 @@ class Outbox(ABC):
                 ]
             if any(row[0] in removed for row in damaged):
                 raise self._found_damaged("damaged batches cannot be removed")
-            self._declare_damaged(damaged)
+            for batch_id, stream, first, count, *_ in damaged:
+                log.error("outbox: batch %s is damaged, %s readings from %s on of stream %s are lost",
+                          batch_id, count, first, stream)  # fmt: skip
+            self._declare_lost([row[:4] for row in damaged], "damaged on the disk")
             removed.update(row[0] for row in damaged)
-
-    def _declare_damaged(self, rows: Sequence[tuple[Any, ...]]) -> None:
-        """Removes batches that the disk has altered, and declares them lost as far as their names can be read."""
-        for batch_id, stream, first, count, *_ in rows:
-            log.error(
-                "outbox: batch %s is damaged, %s readings from %s on of stream %s are lost",
-                batch_id,
-                count,
-                first,
-                stream,
-            )
-        self._declare_lost([row[:4] for row in rows], "damaged on the disk")
 
     def _declare_lost(self, rows: Sequence[tuple[Any, ...]], reason: str) -> None:
         """Removes batches, given as id, stream, first number and count, and declares their readings lost."""
-        lost: list[Dropped] = []
-        mended: list[Statement] = []
-        for batch_id, *name in rows:
-            found = self._range_of(batch_id, *name[1:])
-            if found:
-                lost.append(Dropped(*found, reason))
-            stream, first, last = found or (0, 1, 0)
-            if name != [stream, first, last - first + 1]:  # so that the tally counts what was there
-                values = (stream, first, last - first + 1, batch_id)
-                mended.append(("UPDATE batch SET stream = ?, first_seq = ?, count = ? WHERE id = ?", values))
+        lost, mended = losses.lost(self.query, rows, reason)
         self._remove([row[0] for row in rows], lost, mended)
-
-    def _range_of(self, batch_id: Any, first: Any, count: Any) -> Range | None:
-        """The readings that a batch can have held, whatever the disk has made of its numbers; None if nobody knows.
-
-        Its id tells the stream. Neighbours in the outbox tell between what its readings were, the account tells up to what.
-        """
-        accounts = self.query(
-            "SELECT stream, first_id, first_id + batches, last_seq FROM stream"
-            f" WHERE first_id <= ? AND first_id + batches > ? AND {_SOUND}",
-            (batch_id, batch_id),
-        )
-        if not accounts or not isinstance(batch_id, int):
-            return None
-        (owner, first_id, next_id, last_seq), *_ = accounts
-        lowest, highest = 1, last_seq
-        only_low, only_high = batch_id == first_id, batch_id == next_id - 1
-        neighbour = "SELECT id, first_seq, count FROM batch WHERE id >= ? AND id < ? ORDER BY id {} LIMIT 1"
-        for at, begins, holds in self.query(neighbour.format("DESC"), (first_id, batch_id)):
-            if isinstance(begins, int) and isinstance(holds, int) and 1 <= begins + holds - 1 <= last_seq:
-                lowest, only_low = begins + holds, at == batch_id - 1
-        for at, begins, _ in self.query(neighbour.format("ASC"), (batch_id + 1, next_id)):
-            if isinstance(begins, int) and 1 <= begins <= last_seq:
-                highest, only_high = begins - 1, at == batch_id + 1
-        if not (only_low and only_high):
-            if not (isinstance(first, int) and isinstance(count, int) and 0 < count <= MAX_READINGS):
-                return None
-            lowest, highest = max(lowest, first), min(highest, first + count - 1)
-        return Range(owner, lowest, highest) if lowest <= highest else None
 
     def _found_damaged(self, what: object) -> OutboxError:
         return OutboxError(f"the outbox is damaged: {what}", "Repair the database.")
@@ -423,7 +308,7 @@ class Outbox(ABC):
                     [*ids, *ids, *ids],
                 ),
                 (f"DELETE FROM batch WHERE id IN ({', '.join('?' * len(ids))})", ids),
-                *(("INSERT INTO dropped VALUES (?, ?, ?, ?) ON CONFLICT DO NOTHING", tuple(row)) for row in dropped),
+                *losses.declare(dropped),
             ]
         )
 
@@ -435,11 +320,9 @@ class Outbox(ABC):
     def fix_day(self, first: int, day: date | None, stop: int | None = None) -> Days:
         """Durably fixes the day of the batches from ``first`` to before ``stop``, or of all from ``first`` on; forgets the
         rules that no batch needs. Returns the rules that hold now."""
-        days = self.days()
         oldest = self.query("SELECT MIN(id) FROM batch")[0][0]
-        needed = min(oldest, first) if isinstance(oldest, int) else first
-        from_id = max((rule[0] for rule in days.rules if rule[0] < first and rule[0] <= needed), default=0)
-        days = Days(rule for rule in days.rules if rule[0] >= from_id).put(first, stop, day)
+        needed = min(oldest, first - 1) if isinstance(oldest, int) else first - 1
+        days = self.days().needed_from(needed).put(first, stop, day)
         rows = [(rule[0], rule[1].isoformat() if rule[1] else None) for rule in days.rules]
         self.transaction([("DELETE FROM day", ()), *(("INSERT INTO day VALUES (?, ?)", row) for row in rows)])
         return days
@@ -450,7 +333,7 @@ class Outbox(ABC):
         """What is in the outbox, from the tallies."""
         batches, readings, size = self.query(
             "SELECT SUM(s.batches) - MAX(g.batches), SUM(s.last_seq) - MAX(g.readings), SUM(s.bytes) - MAX(g.bytes)"
-            f" FROM stream s, gone g WHERE {_SOUND.replace('bytes', 's.bytes').replace('batches', 's.batches')}"
+            f" FROM stream s, gone g WHERE {SOUND.replace('bytes', 's.bytes').replace('batches', 's.batches')}"
         )[0]
         if not batches or batches < 0:
             return Backlog(0, 0, 0)
@@ -464,8 +347,8 @@ class Outbox(ABC):
     def streams(self) -> list[Produced]:
         """The account of each stream that the outbox remembers; of many the oldest and the present one."""
         accounts = []
-        found = self.query(f"SELECT stream, first_id, last_seq, batches FROM stream WHERE {_SOUND} ORDER BY first_id")
-        for stream, first_id, last_seq, batches in [*found[: MAX_REPORTED - 1], *found[MAX_REPORTED - 1 :][-1:]]:
+        found = self.query(f"SELECT stream, first_id, last_seq, batches FROM stream WHERE {SOUND} ORDER BY first_id")
+        for stream, first_id, last_seq, batches in [*found[: MAX_TOLD - 1], *found[MAX_TOLD - 1 :][-1:]]:
             rows = self.query(
                 "SELECT first_seq FROM batch WHERE id >= ? AND id < ? ORDER BY id LIMIT 1",
                 (first_id, first_id + batches),
@@ -478,11 +361,7 @@ class Outbox(ABC):
 
     def dropped(self) -> list[Dropped]:
         """The ranges declared lost that no server has recorded yet."""
-        rows = self.query(
-            "SELECT stream, first_seq, last_seq, reason FROM dropped"
-            f" WHERE first_seq >= 1 AND last_seq >= first_seq ORDER BY stream, first_seq LIMIT {MAX_REPORTED}"
-        )
-        return [Dropped(*row) for row in rows if isinstance(row[3], str)]
+        return losses.declared(self.query)
 
     def forget_stream(self, produced: Produced) -> None:
         """Forgets an ended stream whose account the server has recorded and whose batches are all gone."""
@@ -506,9 +385,7 @@ class Outbox(ABC):
 
     def forget_dropped(self, ranges: Sequence[Range]) -> None:
         """Forgets declared losses that the server has recorded."""
-        self.transaction(
-            [("DELETE FROM dropped WHERE stream = ? AND first_seq = ? AND last_seq = ?", tuple(row)) for row in ranges]
-        )
+        self.transaction(losses.forget(ranges))
 
 
 def _size(count: int) -> str:

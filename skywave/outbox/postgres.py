@@ -17,7 +17,8 @@ import psycopg2.extensions
 
 from .. import config
 from ..errors import CredentialError, OutboxError, OutboxRefused, OutboxUnavailable
-from .outbox import Outbox, Statement, asks
+from .outbox import Outbox, asks
+from .schema import Statement
 
 _LOCK_KEY = 0x736B7977617665  # "skywave"
 # Rows up to a page stay in the table: at a thousand readings a second a batch needs no TOAST table nor its index.

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from .outbox import COLUMNS, INSERT_BATCH, Statement, intact, sound
+from .schema import COLUMNS, INSERT_BATCH, Statement, intact, sound
 
 AT_ONCE = 500
 MAX_STEPS = 200_000

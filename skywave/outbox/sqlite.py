@@ -19,8 +19,9 @@ from typing import Any
 from .. import config
 from ..errors import OutboxError, OutboxUnavailable
 from ..process.systemd import notify
-from .outbox import Outbox, Statement, asks
+from .outbox import Outbox, asks
 from .salvage import salvage
+from .schema import Statement
 
 log = logging.getLogger(__name__)
 

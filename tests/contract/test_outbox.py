@@ -20,8 +20,7 @@ from skywave import config
 from skywave.errors import EXIT_DATA, EXIT_TRY_LATER, OutboxError, OutboxRefused, OutboxUnavailable
 from skywave.formats.batch import Batch
 from skywave.formats.messages import Dropped, Produced, Range
-from skywave.outbox import outbox as outbox_module
-from skywave.outbox import sqlite
+from skywave.outbox import losses, sqlite
 from skywave.outbox.days import Days
 from skywave.outbox.opening import open_outbox
 from skywave.outbox.outbox import Backlog, Position
@@ -76,8 +75,16 @@ def test_another_connection_sees_a_committed_batch(outbox, settings):
 
 
 def test_appending_again_after_a_commit_of_unknown_outcome_changes_nothing(outbox):
-    batches = fill(outbox, 5, 2)
-    outbox._in_doubt = True  # as a lost connection leaves it
+    batches = [*fill(outbox, 5, 1), batch(2, 11)]
+    commit = outbox.transaction
+
+    def commit_and_lose_the_connection(statements):
+        commit(statements)
+        raise OutboxUnavailable("the connection is lost")
+
+    with pytest.MonkeyPatch.context() as patched, pytest.raises(OutboxUnavailable):
+        patched.setattr(outbox, "transaction", commit_and_lose_the_connection)
+        outbox.append([batches[-1]])
     outbox.append([batches[-1]])
     assert outbox.read(0, 10**9, 10) == batches
     assert outbox.backlog() == Backlog(2, 20, 2000)
@@ -145,7 +152,7 @@ def test_the_bound_holds_and_drop_oldest_declares_what_it_drops(outbox):
 
 
 def test_what_is_dropped_while_nobody_hears_of_it_does_not_gather(outbox, monkeypatch):
-    monkeypatch.setattr(outbox_module, "MAX_REPORTED", 3)
+    monkeypatch.setattr(losses, "MAX_TOLD", 3)
     fill(outbox, 5, 30)
     fill(outbox, 6, 30)
     for _ in range(58):

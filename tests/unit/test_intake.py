@@ -18,7 +18,7 @@ from support.parts import free_port, wait_for
 from skywave import config
 from skywave.client import agent as agent_module
 from skywave.client import clock as clock_module
-from skywave.client import intake as intake_module
+from skywave.client import held
 from skywave.client.agent import Agent
 from skywave.client.clock import EARLIEST_US, Clock
 from skywave.client.intake import Intake
@@ -121,7 +121,7 @@ def times(path):
 
 
 def test_times_of_a_clock_that_was_never_set_are_corrected_once_it_is_before_they_are_sent(path, monkeypatch):
-    monkeypatch.setattr(intake_module, "CORRECT_AT_ONCE", 3)  # in many steps
+    monkeypatch.setattr(held, "CORRECT_AT_ONCE", 3)  # in many steps
     began = time.time_ns() // 1000
     wall = WallClock(monkeypatch)
     with running_intake(path) as (intake, receiver):
@@ -140,7 +140,7 @@ def test_times_of_a_clock_that_was_never_set_are_corrected_once_it_is_before_the
 
 
 def test_a_clock_that_nobody_sets_holds_readings_up_for_a_moment_only(path, monkeypatch, caplog):
-    monkeypatch.setattr(intake_module, "CLOCK_GRACE_S", 0.3)
+    monkeypatch.setattr(held, "CLOCK_GRACE_S", 0.3)
     wall = WallClock(monkeypatch)
     with running_intake(path) as (intake, receiver):
         wait_for(lambda: intake.commits > 3, 20, "it commits")
@@ -158,6 +158,32 @@ def test_a_clock_that_is_set_while_the_client_stops_still_corrects(path, monkeyp
         wait_for(lambda: intake.commits > 3, 20, "it commits")
         wall.set()
     assert min(times(path)) > EARLIEST_US
+
+
+def test_an_outbox_that_is_away_while_times_are_corrected_is_not_asked_and_told_of_without_end(
+    path, monkeypatch, caplog
+):
+    monkeypatch.setattr(held, "RETRY_S", 0.2)
+    wall = WallClock(monkeypatch)
+    box = open_outbox(config.Outbox(path=path))
+    waiting = held.HeldBack(
+        config.parse({"client_id": 7, "sensors": {"t": {"port": 1}}}, config.Client), box, lambda: False
+    )
+    assert waiting.keeps(1, 0.0)
+    wall.set()
+
+    def away(*_):
+        raise OutboxUnavailable("away")
+
+    with contextlib.closing(box), monkeypatch.context() as patch:
+        patch.setattr(box, "query", away)
+        for _ in range(100):
+            assert not waiting.look(time.monotonic(), 1)
+        assert not waiting.correct_all(1, within=0.5)
+    assert 1 < len(caplog.records) < 8
+    with contextlib.closing(box):
+        box.create(7)
+        assert waiting.correct_all(1, within=5), "it works again, and nothing is left that waits"
 
 
 def test_a_good_clock_delays_and_changes_nothing(path):
@@ -260,7 +286,7 @@ def test_a_clock_that_disagrees_with_the_servers_is_told(tmp_path, monkeypatch):
     with started(Agent(settings(tmp_path))) as agent:
         monkeypatch.setattr(type(agent.uplink), "accepting", True)
         for days, told in ((0, False), (1, False), (-1, False), (2, True), (-2, True), (-4000, True)):
-            agent.uplink.heard_date = today + timedelta(days)
+            agent.uplink.servers.heard_date = today + timedelta(days)
             agent._health()
             assert ("clock" in agent.snapshot().stalls) is told, days
         agent.intake.clock.is_set = False

@@ -25,6 +25,7 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 
 from skywave import config
 from skywave.client import uplink as uplink_module
+from skywave.client.inbox import MESSAGES_AHEAD
 from skywave.client.uplink import Uplink
 from skywave.errors import StoreUnavailable
 from skywave.formats import topics
@@ -157,8 +158,17 @@ class Server:
 class Link:
     """The client's connection: what it publishes goes to the network while it is connected."""
 
-    def __init__(self, model: Delivery) -> None:
-        self.model, self.connected, self.last_error = model, False, ""
+    def __init__(self, model: Delivery, on_up, on_down, on_message) -> None:
+        self.model, self.on_up, self.on_down, self.on_message = model, on_up, on_down, on_message
+        self.connected, self.last_error = False, ""
+        self.waiting = 0
+
+    def hear(self, message: Message) -> None:
+        """A message comes; the link's thread would wait for the uplink if it were one too many."""
+        if self.waiting == MESSAGES_AHEAD:
+            self.model.step()
+        self.waiting += 1
+        self.on_message(message)
 
     def publish(self, topic, payload, *, content_type="", properties=(), **_):
         if self.connected:
@@ -186,8 +196,9 @@ class Delivery(RuleBasedStateMachine):
             tempfile.mkdtemp(prefix="skywave-model-", dir="/dev/shm" if Path("/dev/shm").exists() else None)
         )
         self.now = 1000.0
-        self.originals = (uplink_module.time, ingest_module.boottime, ingest_module.utc_today)
-        uplink_module.time = SimpleNamespace(monotonic=lambda: self.now, time=lambda: 1.8e9)
+        self.originals = (uplink_module.time, uplink_module.Link, ingest_module.boottime, ingest_module.utc_today)
+        uplink_module.time = SimpleNamespace(monotonic=lambda: self.now)
+        uplink_module.Link = lambda *_, on_up, on_down, on_message, **__: Link(self, on_up, on_down, on_message)
         ingest_module.boottime = lambda: self.now
         self.table = Table()
         self.network: list[Message] = []
@@ -212,7 +223,7 @@ class Delivery(RuleBasedStateMachine):
             self.heal()
         finally:
             self.outbox.close()
-            uplink_module.time, ingest_module.boottime, ingest_module.utc_today = self.originals
+            uplink_module.time, uplink_module.Link, ingest_module.boottime, ingest_module.utc_today = self.originals
             shutil.rmtree(self.folder)
 
     # -- the client --------------------------------------------------------------------------------------------------
@@ -224,7 +235,6 @@ class Delivery(RuleBasedStateMachine):
         self.outbox.create(CLIENT)
         self.next_id = self.outbox.start_stream(self.stream)
         self.client = Uplink(self.settings, self.outbox, self.stream, self.next_id)
-        self.client.link = Link(self)
 
     @rule(count=st.integers(1, 5), offered=st.booleans())
     def commit(self, count: int, offered: bool) -> None:
@@ -240,13 +250,12 @@ class Delivery(RuleBasedStateMachine):
         if offered:
             self.client.offer(batch)
         else:
-            self.client._skipped_to = batch.id
+            self.client.leave(batch.id)
 
     @rule()
     def step(self) -> None:
-        self.client._more = True  # it does not wait for events
-        self.client._take_events()
-        self.client._step(self.now)
+        self.client.turn(0)
+        self.client.link.waiting = 0
 
     @rule()
     def restart_client(self) -> None:
@@ -258,7 +267,7 @@ class Delivery(RuleBasedStateMachine):
     @rule(lost=st.booleans())
     def disconnect(self, lost: bool) -> None:
         self.client.link.connected = False
-        self.client._events.put(Disconnected(0x80, "cut"))
+        self.client.link.on_down(Disconnected(0x80, "cut"))
         if lost:
             self.network.clear()
             self.acks.clear()
@@ -267,9 +276,9 @@ class Delivery(RuleBasedStateMachine):
     @rule()
     def connect(self) -> None:
         self.client.link.connected = True
-        self.client._events.put(uplink_module._Up())
+        self.client.link.on_up()
         for server in self.servers.values():
-            self.client._events.put(server.status())
+            self.client.link.hear(server.status())
 
     @rule(seconds=st.sampled_from([0.3, 3.0, 40.0, 400.0]))
     def wait(self, seconds: float) -> None:
@@ -295,7 +304,7 @@ class Delivery(RuleBasedStateMachine):
         self.servers[name].work()
         if self.client.link.connected:
             for message in self.acks:
-                self.client._events.put(message)
+                self.client.link.hear(message)
             self.acks.clear()
 
     @precondition(lambda self: self.network)
@@ -309,13 +318,13 @@ class Delivery(RuleBasedStateMachine):
         at = data.draw(st.integers(0, len(self.acks) - 1))
         message = self.acks[at] if stays else self.acks.pop(at)
         if self.client.link.connected:
-            self.client._events.put(message)
+            self.client.link.hear(message)
 
     @rule(first=st.integers(1, 20), length=st.integers(0, 20), shift=st.integers(1, 3), name=st.sampled_from(SERVERS))
     def hear_of_another_stream(self, first: int, length: int, shift: int, name: str) -> None:
         """An acknowledgement of what this client never sent."""
         ack = Ack(name, self.servers[name].day, [Range(self.streams + shift, first, first + length)], [])
-        self.client._events.put(Message(topics.ack(CLIENT), ack.encode()))
+        self.client.link.hear(Message(topics.ack(CLIENT), ack.encode()))
 
     # -- the servers -------------------------------------------------------------------------------------------------
 
@@ -349,13 +358,13 @@ class Delivery(RuleBasedStateMachine):
         if self.servers[name].day == min(server.day for server in self.servers.values()):
             self.servers[name].day += timedelta(1)
             if self.client.link.connected:
-                self.client._events.put(self.servers[name].status())
+                self.client.link.hear(self.servers[name].status())
 
     @rule(name=st.sampled_from(SERVERS), accepting=st.booleans())
     def pause(self, name: str, accepting: bool) -> None:
         self.servers[name].set_accepting(accepting)
         if self.client.link.connected:
-            self.client._events.put(self.servers[name].status())
+            self.client.link.hear(self.servers[name].status())
 
     # -- what is promised --------------------------------------------------------------------------------------------
 
@@ -393,7 +402,7 @@ class Delivery(RuleBasedStateMachine):
             self.connect()
         else:
             for server in self.servers.values():
-                self.client._events.put(server.status())
+                self.client.link.hear(server.status())
         for _ in range(200):
             self.now += 30.0
             self.step()
@@ -403,7 +412,7 @@ class Delivery(RuleBasedStateMachine):
             for one in self.servers.values():
                 one.work()
             for message in self.acks:
-                self.client._events.put(message)
+                self.client.link.hear(message)
             self.acks.clear()
             if not self.outbox.backlog().batches and len(self.outbox.streams()) == 1:
                 break

@@ -7,6 +7,7 @@ import logging
 import socket
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from typing import ClassVar
 
 import pytest
@@ -84,7 +85,7 @@ def names(monkeypatch):
             raise socket.gaierror(socket.EAI_NONAME, "is a name")
         return [(socket.AF_INET, socket.SOCK_STREAM, 6, "", (address, port)) for address in known[host]]
 
-    monkeypatch.setattr(module.socket, "getaddrinfo", look_up)
+    monkeypatch.setattr(socket, "getaddrinfo", look_up)
     return known
 
 
@@ -149,7 +150,7 @@ def test_whatever_goes_wrong_with_one_sensor_is_no_matter_of_another(made, monke
     def submit(*_):
         raise error
 
-    monkeypatch.setattr(sensors._resolver, "submit", submit)
+    monkeypatch.setattr(ThreadPoolExecutor, "submit", submit)
     turn_until(sensors, lambda: sensors.figures()["good"].connected)
     peer.accept().sendall(frame(b"21.5"))
     turn_until(sensors, read_by(sensors, "good"))
@@ -159,14 +160,14 @@ def test_whatever_goes_wrong_with_one_sensor_is_no_matter_of_another(made, monke
 
 def test_an_address_waits_for_no_name_server(made, monkeypatch):
     peer, answered = Peer(), threading.Event()
-    real = module._look_up
+    real = socket.getaddrinfo
 
-    def look_up(host, port, flags=0):
-        if host == "name" and not flags:
+    def look_up(host, port, **options):
+        if host == "name" and not options["flags"]:
             answered.wait(30)
-        return real(host, port, flags)
+        return real(host, port, **options)
 
-    monkeypatch.setattr(module, "_look_up", look_up)
+    monkeypatch.setattr(socket, "getaddrinfo", look_up)
     sensors = made(**{f"n{i}": {"host": "name", "port": 9} for i in range(8)}, good={"port": peer.port})
     try:
         turn_until(sensors, lambda: sensors.figures()["good"].connected)
@@ -272,10 +273,19 @@ def test_a_sensor_whose_every_other_reading_is_bad_makes_one_line_until_it_was_w
 
 
 def test_a_part_names_the_keys_that_occur_in_it_and_no_others(made):
-    sensors = made(**{f"s{n}": {"port": 9, "key": f"k{n % 400}"} for n in range(500)})
-    for name, values in (("s3", [1.0, 2.0]), ("s403", [3.0]), ("s7", [4.0, 5.0, 6.0])):
-        connection = next(c for c in sensors._connections if c.name == name)
-        sensors._add(connection, values, 0.0)
+    sent = {"s3": [1.0, 2.0], "s403": [3.0], "s7": [4.0, 5.0, 6.0]}
+    peers = {name: Peer() for name in sent}
+    names = [f"s{n}" for n in range(500)]
+    sensors = made(
+        **{
+            name: {"port": peers[name].port if name in peers else 9, "key": f"k{n % 400}"}
+            for n, name in enumerate(names)
+        }
+    )
+    turn_until(sensors, lambda: all(sensors.figures()[name].connected for name in sent))
+    for name, values in sent.items():
+        peers[name].accept().sendall(b"".join(frame(b"%d" % value) for value in values))
+    turn_until(sensors, lambda: sensors.open == 6)
     parts = sensors.take(4)
     assert [(part.keys, list(part.codes), list(part.values)) for part in parts] == [
         (["k3", "k7"], [0, 0, 1, 1], [1.0, 2.0, 4.0, 5.0]),

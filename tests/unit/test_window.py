@@ -62,7 +62,7 @@ def test_an_unacknowledged_batch_comes_again_ever_later_and_marked():
     assert w.due(1.9, 9) == []
     now, pauses = 0.0, []
     for attempt in range(1, 7):
-        sent_at, now = now, w._in_flight[1].due_at
+        sent_at, now = now, next(iter(w)).due_at
         assert [entry.attempt for entry in w.due(now, 9)] == [attempt]
         pauses.append(now - sent_at)
     assert pauses[:2] == sorted(pauses[:2])
