@@ -132,6 +132,8 @@ class Lanes:
         None while nothing is published."""
         if today == self._fixed_date and len(self._unpublished) <= MAX_UNPUBLISHED_GAPS:
             return []
+        for ids in self._unpublished:  # before the commit, because its outcome may be unknown
+            self._days = self._days.put(ids.start, ids.stop, None)
         return self._unpublished[::-1]
 
     def taken_back(self, ids: range, days: Days) -> None:

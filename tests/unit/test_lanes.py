@@ -136,6 +136,18 @@ def test_a_day_that_could_not_be_fixed_for_sure_is_taken_back_for_sure():
     assert lanes.unused_days(None) == [range(7, 7 + DAY_AHEAD)]
 
 
+def test_a_day_that_may_have_been_taken_back_is_fixed_anew_before_it_is_used():
+    """The outbox went away in the midst of the commit: whether it has the day still, nobody knows."""
+    days = Days([(1, None)])
+    lanes = Lanes(1, days)
+    days, ids = fix(lanes, days, 5, TODAY)
+    assert lanes.unused_days(None) == [ids]
+    assert lanes.without_day(5, TODAY) == ids
+    lanes.fixed(days)
+    assert lanes.published(5) == TODAY
+    assert lanes.unused_days(None) == [range(6, ids.stop)]
+
+
 def test_a_day_never_reaches_into_what_has_one():
     lanes = Lanes(1, Days([(1, None), (20, TODAY)]))
     assert lanes.without_day(5, TOMORROW) == range(5, 20)

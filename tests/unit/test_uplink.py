@@ -21,8 +21,7 @@ from skywave.errors import OutboxUnavailable
 from skywave.formats import topics
 from skywave.formats.batch import Batch
 from skywave.formats.messages import Ack, Produced, Range, ServerStatus
-from skywave.mqtt.events import Disconnected, Message, Refused
-from skywave.mqtt.link import PACKET_TOO_LARGE
+from skywave.mqtt.events import PACKET_TOO_LARGE, Disconnected, Message, Refused
 from skywave.outbox.opening import open_outbox
 
 TODAY = date(2026, 11, 24)
