@@ -12,12 +12,13 @@ from datetime import date
 from typing import Any
 
 from skywave.errors import SkywaveError
+from skywave.formats.spans import Spans
 
 from .archive import Archive
 from .manifest import Manifest
 from .night import forget, is_exported, is_the_day_s
-from .ranges import Ranges, StreamName, crowded
 from .source import BOUND, Shard, is_bound_by_quorum
+from .streams import StreamName, crowded
 from .tables import TELEMETRY, add
 from .verify import verify_day
 from .workspace import Workspace
@@ -133,10 +134,10 @@ def _is_expired(shard: Shard, manifest: Manifest) -> bool:
     return bool(rows[0][0]) or not _kept(manifest)
 
 
-def _kept(manifest: Manifest) -> dict[StreamName, Ranges]:
+def _kept(manifest: Manifest) -> dict[StreamName, Spans]:
     """The streams whose ranges go into ``expired``: not those of clients with more ranges than are kept of one."""
     many = crowded(manifest.streams)
-    return {name: ranges for name, ranges in manifest.streams.items() if name.client_id not in many}
+    return {name: numbers for name, numbers in manifest.streams.items() if name.client_id not in many}
 
 
 def _drop(work: Workspace, shard: Shard, manifest: Manifest, expected: tuple[int, int]) -> bool:
@@ -144,8 +145,8 @@ def _drop(work: Workspace, shard: Shard, manifest: Manifest, expected: tuple[int
     store, day = shard.store, manifest.day
     rows = [
         (name.client_id, name.stream, first, last, day)
-        for name, ranges in _kept(manifest).items()
-        for first, last in ranges.pairs()
+        for name, numbers in _kept(manifest).items()
+        for first, last in numbers.pairs()
     ]
     names = ("client_id", "stream", "first_seq", "last_seq", "day")
     store.insert_rows("expired", names, rows)

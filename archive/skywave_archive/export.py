@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 
 from skywave import __version__
 from skywave.errors import SkywaveError
+from skywave.formats.spans import Spans
 from skywave.process.times import utc_now, utc_today
 
 from .archive import SUPERSEDED, Archive, day_folder, manifest_path
@@ -23,10 +24,10 @@ from .datafile import count_rows
 from .errors import BrokenManifest, Doubled, Shrunk
 from .known import Known
 from .manifest import Manifest, ShardState, generation_of, holds
-from .ranges import Ranges, StreamName, crowded, united
 from .reading import Progress, Reader, Staged
 from .settings import Export
 from .source import Clients, Held, Shard, columns_of, held_by
+from .streams import StreamName, crowded, united
 from .tables import Table, add
 from .workspace import HERE, Step, Workspace
 
@@ -212,17 +213,16 @@ class Exporter:
     @staticmethod
     def _refuse_doubles(day: date, staged: dict[str, Staged]) -> None:
         """Two shards must not hold the same reading: the day could not be restored into fewer shards."""
-        seen: dict[StreamName, Ranges] = {}
+        seen: dict[StreamName, Spans] = {}
         for shard, part in staged.items():
-            for name, ranges in part.streams.items():
-                both = seen[name].union(ranges) if name in seen else ranges
-                if name in seen and both.numbers < seen[name].numbers + ranges.numbers:
+            for name, numbers in part.streams.items():
+                if name in seen and seen[name] & numbers:
                     raise Doubled(
                         f"readings of client {name.client_id}, stream {name.stream}, of {day} are on shard {shard}"
                         " and on another",
                         "Delete them from the shard where they do not belong; nothing was exported.",
                     )
-                seen[name] = both
+            seen = united(seen, part.streams)
 
     def _contains(self, old: Manifest, wanted: Known, staged: dict[str, Staged]) -> bool:
         """True if what was read holds every row of the old generation: its numbers, and the rows without numbers that could
@@ -233,7 +233,7 @@ class Exporter:
     @staticmethod
     def _numbers(
         old: Manifest | None, staged: dict[str, Staged]
-    ) -> tuple[dict[StreamName, Ranges], dict[int, int], list[int]]:
+    ) -> tuple[dict[StreamName, Spans], dict[int, int], list[int]]:
         """``streams``, ``unnamed_rows`` and ``scattered`` of a generation that has the rows of ``old`` and what was staged."""
         streams = dict(old.streams) if old else {}
         unnamed = Counter(old.unnamed_rows if old else {})

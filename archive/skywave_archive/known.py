@@ -10,7 +10,7 @@ from .archive import day_folder
 from .datafile import read_rows
 from .errors import DamagedFile
 from .manifest import Manifest
-from .ranges import in_streams
+from .streams import in_streams
 from .tables import Hashes, Table, row_hashes
 from .targets.target import Target
 

@@ -15,13 +15,15 @@ from threading import Semaphore, Thread
 import numpy as np
 import pyarrow as pa
 
+from skywave.formats.spans import Spans
+
 from .datafile import GROUP_ROWS, Writer
 from .errors import TargetError, TargetFull, TargetUnavailable
 from .known import Known, unnamed_rows
 from .manifest import File
-from .ranges import Collector, Ranges, StreamName
 from .settings import Export
 from .source import Clients, Shard
+from .streams import Collector, StreamName
 from .tables import Table, add, digest, row_hashes
 from .workspace import Workspace
 
@@ -42,7 +44,7 @@ class Staged:
     wanted_rows: int = 0
     steady: bool = True
     files: list[File] = field(default_factory=list)
-    streams: dict[StreamName, Ranges] = field(default_factory=dict)
+    streams: dict[StreamName, Spans] = field(default_factory=dict)
     unnamed: dict[int, int] = field(default_factory=dict)
     numbered: dict[int, int] = field(default_factory=dict)
     scattered: set[int] = field(default_factory=set)
