@@ -21,7 +21,7 @@ from skywave.formats.spans import Spans
 
 from .errors import BrokenManifest, NewerManifest
 from .streams import StreamName, Streams, cover
-from .tables import add
+from .tables import Held, add
 
 FORMAT = 2
 """The newest one that is read."""
@@ -111,7 +111,7 @@ class Manifest:
         return add(*(file.digest for file in self.files))
 
     @property
-    def held(self) -> tuple[int, int]:
+    def held(self) -> Held:
         """Rows and digest: what a store that has just this day holds."""
         return self.rows, self.digest
 
