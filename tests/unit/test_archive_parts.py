@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import importlib
 import itertools
 import math
+import pkgutil
 import struct
 from datetime import date, timedelta
 
@@ -11,6 +13,7 @@ import click
 import numpy as np
 import pyarrow as pa
 import pytest
+import skywave_archive
 from clickhouse_cityhash.cityhash import CityHash64
 from hypothesis import given
 from hypothesis import strategies as st
@@ -23,7 +26,7 @@ from skywave_archive.streams import Collector, StreamName
 from skywave_archive.tables import TELEMETRY, add, digest, row_hashes
 from skywave_archive.verify import in_subset
 
-from skywave.errors import ConfigError
+from skywave.errors import EXIT_DATA, EXIT_TRY_LATER, EXIT_USAGE, ConfigError
 from skywave.formats.spans import Spans
 
 U64 = (1 << 64) - 1
@@ -297,3 +300,16 @@ def test_a_relative_folder_of_an_archive_counts_from_its_file(tmp_path, monkeypa
     (tmp_path / "a.toml").write_text('metrics_file = "m.prom"\n[target]\nkind = "local"\npath = "days"\n')
     found = load(str(tmp_path / "a.toml"))
     assert found.target.path == str(tmp_path / "days") and found.metrics_file == str(tmp_path / "m.prom")
+
+
+def test_every_error_of_the_archive_stands_in_its_tree_with_an_exit_code():
+    for module in pkgutil.walk_packages(skywave_archive.__path__, "skywave_archive."):
+        if not module.name.endswith("__main__"):
+            importlib.import_module(module.name)
+
+    def below(kind: type) -> list[type]:
+        return [one for sub in kind.__subclasses__() for one in (sub, *below(sub))]
+
+    mine = [kind for kind in below(Exception) if kind.__module__.startswith("skywave_archive")]
+    assert {kind.__module__ for kind in mine} == {"skywave_archive.errors"}
+    assert {kind.exit_code for kind in mine} == {EXIT_DATA, EXIT_USAGE, EXIT_TRY_LATER}
