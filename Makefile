@@ -59,7 +59,8 @@ test-lower-bounds: $(VENV)/installed
 	$(VENV)-lower-bounds/bin/pip install --quiet --disable-pip-version-check -c tests/lower-bounds.txt pytest==9.2.0 hypothesis==6.170.15 \
 		"$$(echo build/wheel/*.whl)[client,server,archive]"
 	$(VENV)-lower-bounds/bin/pytest -q -W default -k "old_clickhouse or postgresql or sqlite" \
-		tests/contract/test_store.py tests/contract/test_outbox.py tests/archive/test_export.py \
+		tests/contract/test_store.py tests/contract/test_outbox.py tests/archive/test_export.py tests/archive/test_engines.py \
+		tests/archive/test_accounts.py \
 		tests/e2e/test_delivery.py::test_every_reading_sent_is_stored_once
 
 bench: $(VENV)/installed

@@ -21,7 +21,7 @@ from skywave.store.store import Store
 
 from .archive import Archive
 from .errors import DamagedAccounts, TargetUnavailable
-from .source import Shard
+from .source import SourceShard
 from .workspace import HERE, Step, Workspace
 
 FOLDER = "accounts"
@@ -110,7 +110,7 @@ def read_archive(archive: Archive, table: AccountTable) -> tuple[list[Row], list
     return table.merged(*parts), problems
 
 
-def export_accounts(archive: Archive, work: Workspace, shards: list[Shard]) -> tuple[int, list[DamagedAccounts]]:
+def export_accounts(archive: Archive, work: Workspace, shards: list[SourceShard]) -> tuple[int, list[DamagedAccounts]]:
     """Brings the archive's accounts up to date; returns how many rows they have, and what is wrong with their files. A
     damaged one stays where it is, unless the store has all that it had."""
     total = 0
@@ -135,7 +135,7 @@ def export_accounts(archive: Archive, work: Workspace, shards: list[Shard]) -> t
         steps.append((f"{HERE}/{change}/{name}", f"{FOLDER}/{name}"))
         # The old one goes last: with both there, readers see rows twice but never miss one, and their union is right.
         steps += [(f"{FOLDER}/{old}", f"{HERE}/{change}/old-{old}") for old in present if old != name]
-        work.publish(change, steps)
+        work.carry_out(change, steps)
     return total, problems
 
 

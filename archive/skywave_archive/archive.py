@@ -112,12 +112,12 @@ class Archive:
 
     def orphans(self, table: str) -> list[date]:
         """Days that have a folder but no manifest: broken."""
-        known = self.generations(table)
+        generations = self.generations(table)
         found = []
         for entry in self.target.entries(table):
             with contextlib.suppress(ValueError):
                 day = date.fromisoformat(entry.name.removeprefix("day="))
-                if day not in known:
+                if day not in generations:
                     found.append(day)
         return found
 

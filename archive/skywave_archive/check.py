@@ -12,7 +12,7 @@ from skywave.errors import SkywaveError
 from .archive import LOCKS, STAGING, Archive
 from .fleet import check_fleet
 from .settings import Archive as Settings
-from .source import Shard, names_of, open_shards
+from .source import SourceShard, names_of, open_source
 from .tables import BY_DAY
 from .targets.opening import open_target
 
@@ -38,7 +38,7 @@ def check(settings: Settings) -> list[Check]:
     found = _target(settings)
     for name in names_of(settings.store):
         try:
-            with closing(Shard(name, settings.store)) as shard:
+            with closing(SourceShard(name, settings.store)) as shard:
                 found += _shard(shard)
         except SkywaveError as error:
             found.append(Check(f"shard {name}", False, str(error)))
@@ -49,7 +49,7 @@ def check(settings: Settings) -> list[Check]:
 
 def _fleet(settings: Settings) -> Check:
     try:
-        with open_shards(settings.store) as shards:
+        with open_source(settings.store) as shards:
             check_fleet(Archive(open_target(settings.target)), [shard.store for shard in shards])
         return Check("fleet", True, "the store and the archive belong together")
     except SkywaveError as error:
@@ -59,7 +59,7 @@ def _fleet(settings: Settings) -> Check:
 def _target(settings: Settings) -> list[Check]:
     try:
         target = open_target(settings.target)
-        found = [Check("target", False, problem) for problem in target.problems()]
+        found = [Check("target", False, problem) for problem in target.problems(STAGING)]
         target.make_folder(STAGING)
         target.prove(STAGING)
         probe = f"{STAGING}/check-{time.time_ns()}"
@@ -82,7 +82,7 @@ def _target(settings: Settings) -> list[Check]:
         return [Check("target", False, f"{error} {error.hint}".strip())]
 
 
-def _shard(shard: Shard) -> list[Check]:
+def _shard(shard: SourceShard) -> list[Check]:
     name = f"shard {shard.name}"
     found = [Check(name, True, f"version {shard.version()}")]
     for table in BY_DAY.values():

@@ -20,16 +20,16 @@ from .options import (
     config_option,
     day_options,
     dry_run_option,
+    first_and_last,
     json_option,
     parse_subset,
     parse_time,
     parse_url,
-    span,
 )
 from .report import Report, bar, with_archive
 from .tables import BY_DAY, TELEMETRY
 from .upkeep import check, drill, expire, prune
-from .workspace import Workspace, settle
+from .workspace import Workspace, recover
 
 if TYPE_CHECKING:
     from .export import DayResult
@@ -77,13 +77,13 @@ def export(
     from .accounts import export_accounts
     from .fleet import check_fleet, join
     from .night import export_days, plan
-    from .source import open_shards
+    from .source import open_source
 
     if ((all_closed or open_day) and (day or first or last)) or (all_closed and open_day):
         raise click.UsageError("give one of --day, --from/--to, --all-closed and --open-day")
     if anew and not day:
         raise click.UsageError("--anew needs --day")
-    first, last = span(day, first, last)
+    first, last = first_and_last(day, first, last)
     today = utc_today()
     if (first and first > today) or (last and last > today):
         raise click.UsageError(f"that day has not come yet; today is {today} (UTC)")
@@ -91,7 +91,7 @@ def export(
         first = last = today
     # An alert on the nightly run must not be silenced by any other one.
     report.command = "" if dry_run else "export-open-day" if open_day else "export-days" if first or last else "export"
-    with open_shards(report.settings.store) as shards:
+    with open_source(report.settings.store) as shards:
         stores = [shard.store for shard in shards]
         if dry_run:
             plans = [plan(archive, shards, table, first, last) for table in BY_DAY.values()]
@@ -156,10 +156,10 @@ def list_(
     from .errors import AnotherFleet
     from .fleet import check_fleet
     from .listing import listing, print_listing
-    from .source import open_shards
+    from .source import open_source
 
-    first, last = span(day, first, last)
-    with nullcontext(None) if no_store else open_shards(report.settings.store) as shards:
+    first, last = first_and_last(day, first, last)
+    with nullcontext(None) if no_store else open_source(report.settings.store) as shards:
         try:
             if shards is not None:
                 check_fleet(archive, [shard.store for shard in shards])
@@ -201,15 +201,15 @@ def verify(
     from .errors import NothingThere
     from .night import remember
     from .verify import LEVELS
-    from .verify import verify as check
+    from .verify import verify as run
 
-    first, last = span(day, first, last)
-    settle(archive.target, report.settings.export.lock_ttl)
+    first, last = first_and_last(day, first, last)
+    recover(archive.target, report.settings.export.lock_ttl)
     checked = good = 0
     findings, marks = [], {}
     state = archive.state()
     with bar(report, f"verify {level}", None, "bytes") as progress:
-        for item in check(archive, level, first, last, subset, progress):
+        for item in run(archive, level, first, last, subset, progress):
             checked += 1
             good += item.good
             findings += item.findings
@@ -281,12 +281,12 @@ def restore(
     from .restore import DayRestored, Restorer
     from .selection import Selection, chosen_days
 
-    first, last = span(day, first, last)
+    first, last = first_and_last(day, first, last)
     if since is not None and until is not None and until <= since:
         raise click.UsageError("--to-time is not after --from-time")
     selection = Selection(client_id, key.encode(errors="surrogateescape") if key is not None else None, since, until)
     targets = [parse_url(url) for url in urls]
-    settle(archive.target, report.settings.export.lock_ttl)
+    recover(archive.target, report.settings.export.lock_ttl)
     tables = list(BY_DAY.values()) if selection.everything else [TELEMETRY]
     if dry_run:
         planned = []
@@ -324,7 +324,7 @@ def restore(
             accounts, damaged = restore_accounts(archive, restorer.stores, restorer.owner)
             for problem in damaged:
                 report.problem(problem)
-        behind = restorer.settle()
+        behind = restorer.replicas_behind()
     for why in behind:
         report.line(f"a replica has not everything yet, and fetches it by itself: {why}")
     report.rows = sum(result.rows for result in results)

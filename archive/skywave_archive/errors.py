@@ -2,12 +2,7 @@
 
 from __future__ import annotations
 
-from skywave.errors import (
-    EXIT_DATA,
-    EXIT_TRY_LATER,
-    EXIT_USAGE,
-    SkywaveError,
-)
+from skywave.errors import EXIT_DATA, EXIT_TRY_LATER, EXIT_USAGE, SkywaveError
 
 
 class DamagedAccounts(SkywaveError):
@@ -28,6 +23,9 @@ class DamagedFile(SkywaveError):
 
     exit_code = EXIT_DATA
 
+    def __init__(self, message: str) -> None:
+        super().__init__(message, "While the store has the whole day: skywave-archive export --day DAY --anew.")
+
 
 class Shrunk(SkywaveError):
     """The store has not all that the archive has."""
@@ -45,6 +43,12 @@ class AnotherFleet(SkywaveError):
     """The store and the archive are not known to belong together; nothing was changed."""
 
     exit_code = EXIT_USAGE
+
+
+class UnknownFleet(AnotherFleet):
+    """The file that says whose archive it is cannot be read now."""
+
+    exit_code = EXIT_TRY_LATER
 
 
 class BrokenManifest(SkywaveError):

@@ -12,13 +12,15 @@ from datetime import date
 from typing import Any
 
 from skywave.errors import SkywaveError
+from skywave.formats.spans import Spans
 
 from .archive import Archive
 from .manifest import Manifest
 from .night import forget, is_exported, is_the_day_s
-from .ranges import Ranges, StreamName, crowded
-from .source import BOUND, Shard, is_bound_by_quorum
-from .tables import TELEMETRY, add
+from .replication import BOUND, is_bound_by_quorum
+from .source import SourceShard
+from .streams import StreamName, crowded
+from .tables import TELEMETRY, Held, add
 from .verify import verify_day
 from .workspace import Workspace
 
@@ -41,7 +43,9 @@ class DayExpired:
         return {**asdict(self), "day": self.day.isoformat()}
 
 
-def expire(archive: Archive, work: Workspace, shards: list[Shard], before: date, dry_run: bool) -> list[DayExpired]:
+def expire(
+    archive: Archive, work: Workspace, shards: list[SourceShard], before: date, dry_run: bool
+) -> list[DayExpired]:
     """Drops every day before a date that is safe in the archive, oldest first; the others are kept and say why."""
     held = sorted({day for shard in shards for day in shard.markers(TELEMETRY) if day < before})
     generations = archive.generations(TELEMETRY.name)
@@ -59,7 +63,7 @@ def expire(archive: Archive, work: Workspace, shards: list[Shard], before: date,
 
 
 def _expire_day(
-    archive: Archive, work: Workspace, shards: list[Shard], day: date, generations: list[int], dry_run: bool
+    archive: Archive, work: Workspace, shards: list[SourceShard], day: date, generations: list[int], dry_run: bool
 ) -> DayExpired:
     if not generations:
         return DayExpired(day, "kept", why="not archived: run skywave-archive export")
@@ -128,24 +132,24 @@ def _accounts_for(manifest: Manifest, since: int) -> bool:
     return True
 
 
-def _is_expired(shard: Shard, manifest: Manifest) -> bool:
+def _is_expired(shard: SourceShard, manifest: Manifest) -> bool:
     rows = shard.store.query(f"SELECT count() FROM {shard.store.database}.expired WHERE day = '{manifest.day}'")
     return bool(rows[0][0]) or not _kept(manifest)
 
 
-def _kept(manifest: Manifest) -> dict[StreamName, Ranges]:
+def _kept(manifest: Manifest) -> dict[StreamName, Spans]:
     """The streams whose ranges go into ``expired``: not those of clients with more ranges than are kept of one."""
     many = crowded(manifest.streams)
-    return {name: ranges for name, ranges in manifest.streams.items() if name.client_id not in many}
+    return {name: numbers for name, numbers in manifest.streams.items() if name.client_id not in many}
 
 
-def _drop(work: Workspace, shard: Shard, manifest: Manifest, expected: tuple[int, int]) -> bool:
+def _drop(work: Workspace, shard: SourceShard, manifest: Manifest, expected: Held) -> bool:
     """Records the day's ranges and drops it, if the shard still holds exactly ``expected``."""
     store, day = shard.store, manifest.day
     rows = [
         (name.client_id, name.stream, first, last, day)
-        for name, ranges in _kept(manifest).items()
-        for first, last in ranges.pairs()
+        for name, numbers in _kept(manifest).items()
+        for first, last in numbers.pairs()
     ]
     names = ("client_id", "stream", "first_seq", "last_seq", "day")
     store.insert_rows("expired", names, rows)

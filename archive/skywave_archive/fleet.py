@@ -11,21 +11,14 @@ import secrets
 import time
 from collections.abc import Sequence
 
-from skywave.errors import EXIT_TRY_LATER
 from skywave.store.columns import text
 from skywave.store.store import Store
 
 from .archive import FLEET, Archive
-from .errors import AnotherFleet
+from .errors import AnotherFleet, UnknownFleet
 from .workspace import Workspace
 
 _NAME = "fleet"
-
-
-class UnknownFleet(AnotherFleet):
-    """The file that says whose archive it is cannot be read now."""
-
-    exit_code = EXIT_TRY_LATER
 
 
 def check_fleet(archive: Archive, stores: Sequence[Store]) -> None:
@@ -39,10 +32,10 @@ def join(archive: Archive, work: Workspace, stores: Sequence[Store], same: bool)
     found = [_fleet_of(store) for store in stores]
     if not same:
         _compare(archive, found)
-    known = archive.fleet()
-    fleet = known or next(filter(None, found), secrets.token_hex(16))
+    written = archive.fleet()
+    fleet = written or next(filter(None, found), secrets.token_hex(16))
     _give(stores, found, fleet)
-    if not known:  # last: an archive that alone has an id would refuse its store
+    if not written:  # last: an archive that alone has an id would refuse its store
         work.replace(FLEET, f"{fleet}\n".encode())
 
 
@@ -62,25 +55,25 @@ def join_restored(archive: Archive, stores: Sequence[Store], whole: bool, same: 
 
 
 def _compare(archive: Archive, found: Sequence[str]) -> None:
-    known, fleet = set(found) - {""}, archive.fleet()
+    stores, fleet = set(found) - {""}, archive.fleet()
     if fleet is None:
         raise UnknownFleet(
             f"{archive.where}/{FLEET} cannot be read: nothing says whose archive it is",
             "Try again when its DataNodes are back. If its blocks are lost and the archive is this store's, export"
             " --same-fleet writes it anew.",
         )
-    if len(known) > 1:
+    if len(stores) > 1:
         raise AnotherFleet(
             "the shards are stores of different fleets",
             "Check [store.shards]. If they are of one fleet from now on, say --same-fleet once.",
         )
-    if known and fleet and fleet not in known:
+    if stores and fleet and fleet not in stores:
         raise AnotherFleet(
             f"{archive.where} is the archive of another fleet than the store's",
             "Give each fleet an archive of its own: check target.path and [store]."
             " If the store belongs to the archive's fleet from now on, say export --same-fleet once.",
         )
-    if fleet and not known:
+    if fleet and not stores:
         raise AnotherFleet(
             f"{archive.where} is a fleet's archive, and nothing says that the store is that fleet's",
             "If the store is new: restore the archive into it, or say export --same-fleet once."

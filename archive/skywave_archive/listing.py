@@ -12,12 +12,12 @@ from skywave.process.visible import say
 from .archive import Archive, within
 from .manifest import Manifest
 from .night import is_done, is_pruned, is_the_day_s
-from .source import Shard, held_by
+from .source import SourceShard, held_by
 from .tables import BY_DAY, TELEMETRY, Table
 
 
 def listing(
-    archive: Archive, shards: list[Shard] | None, first: date | None, last: date | None
+    archive: Archive, shards: list[SourceShard] | None, first: date | None, last: date | None
 ) -> tuple[list[dict[str, Any]], list[date]]:
     """One entry a day, and the closed days that the store has and the archive has not. Without ``shards``, the store is not
     looked at. ``store`` of an entry: ``same``, ``changed`` (the rows are not those archived, and no export looked since),
@@ -65,7 +65,7 @@ def listing(
 
 
 def _compared(
-    shards: list[Shard], table: Table, manifest: Manifest, mark: dict[str, Any], now: dict[str, str]
+    shards: list[SourceShard], table: Table, manifest: Manifest, mark: dict[str, Any], now: dict[str, str]
 ) -> str | None:
     """What the shards, with these markers, have of an archived day; None if they cannot tell."""
     if not now:

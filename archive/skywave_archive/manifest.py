@@ -17,9 +17,11 @@ from dataclasses import asdict, dataclass, field, replace
 from datetime import date
 from typing import Any
 
+from skywave.formats.spans import Spans
+
 from .errors import BrokenManifest, NewerManifest
-from .ranges import Ranges, StreamName, cover
-from .tables import add
+from .streams import StreamName, Streams, cover
+from .tables import Held, add
 
 FORMAT = 2
 """The newest one that is read."""
@@ -78,7 +80,7 @@ class Manifest:
     columns: list[list[str]]
     shards: dict[str, ShardState]
     files: list[File] = field(default_factory=list)
-    streams: dict[StreamName, Ranges] = field(default_factory=dict)
+    streams: dict[StreamName, Spans] = field(default_factory=dict)
     unnamed_rows: dict[int, int] = field(default_factory=dict)
     replaced: list[str] = field(default_factory=list)
     scattered: list[int] = field(default_factory=list)
@@ -109,7 +111,7 @@ class Manifest:
         return add(*(file.digest for file in self.files))
 
     @property
-    def held(self) -> tuple[int, int]:
+    def held(self) -> Held:
         """Rows and digest: what a store that has just this day holds."""
         return self.rows, self.digest
 
@@ -128,8 +130,8 @@ class Manifest:
         body["shards"] = {name: {**asdict(s), "digest": str(s.digest)} for name, s in self.shards.items()}
         body["files"] = [{**asdict(file), "digest": str(file.digest)} for file in self.files]
         body["streams"] = [
-            {"client_id": name.client_id, "stream": str(name.stream), "rows": ranges.numbers, "ranges": ranges.pairs()}
-            for name, ranges in sorted(self.streams.items())
+            {"client_id": name.client_id, "stream": str(name.stream), "rows": numbers.count, "ranges": numbers.pairs()}
+            for name, numbers in sorted(self.streams.items())
         ]
         body["unnamed_rows"] = {str(client): rows for client, rows in self.unnamed_rows.items()}
         body["sha256"] = _hash(body)
@@ -152,7 +154,7 @@ class Manifest:
                 body["skywave"], body["ddl"], body["columns"],
                 {name: ShardState(**{**s, "digest": int(s["digest"])}) for name, s in body["shards"].items()},
                 [File(**{**file, "digest": int(file["digest"])}) for file in body["files"]],
-                {StreamName(s["client_id"], int(s["stream"])): Ranges.of(s["ranges"]) for s in body["streams"]},
+                {StreamName(s["client_id"], int(s["stream"])): Spans.of(s["ranges"]) for s in body["streams"]},
                 {int(client): rows for client, rows in body["unnamed_rows"].items()}, body["replaced"],
                 body.get("scattered", []),
             )  # fmt: skip
@@ -162,17 +164,15 @@ class Manifest:
             ) from error
 
 
-def holds(
-    streams: Mapping[StreamName, Ranges], unnamed: Mapping[int, int], scattered: Collection[int], old: Manifest
-) -> bool:
+def holds(streams: Streams, unnamed: Mapping[int, int], scattered: Collection[int], old: Manifest) -> bool:
     """Whether rows that are counted so hold those of an older generation: every number, of rows without numbers as many, and
     of clients whose numbers are scattered as many in all."""
     have, want = Counter(unnamed), Counter(old.unnamed_rows)
     for counts, side in ((have, streams), (want, old.streams)):
-        for name, ranges in side.items():
+        for name, numbers in side.items():
             if name.client_id in scattered:
-                counts[name.client_id] += ranges.numbers
-    named = {name: ranges for name, ranges in old.streams.items() if name.client_id not in scattered}
+                counts[name.client_id] += numbers.count
+    named = {name: numbers for name, numbers in old.streams.items() if name.client_id not in scattered}
     return want <= have and cover(streams, named)
 
 

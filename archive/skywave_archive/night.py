@@ -20,8 +20,8 @@ from .errors import NewerManifest
 from .export import DayResult, Exporter
 from .reading import Progress
 from .settings import Export
-from .source import Held, Shard, held_by
-from .tables import Table
+from .source import SourceShard, held_by
+from .tables import Held, Table
 from .workspace import Workspace
 
 MAX_GAP_DAYS = 31
@@ -39,7 +39,7 @@ class Plan:
     marks: dict[str, Any]
 
 
-def plan(archive: Archive, shards: list[Shard], table: Table, first: date | None, last: date | None) -> Plan:
+def plan(archive: Archive, shards: list[SourceShard], table: Table, first: date | None, last: date | None) -> Plan:
     """Which days an export has to look at, oldest first.
 
     From ``first`` to ``last`` (yesterday by default) every day; without ``first``, those whose marker differs from the one
@@ -73,7 +73,7 @@ def plan(archive: Archive, shards: list[Shard], table: Table, first: date | None
 
 
 def _days(known: set[date], last: date) -> set[date]:
-    """Known days and those of short gaps between them, and between the last of them and ``last``."""
+    """ArchivedRows days and those of short gaps between them, and between the last of them and ``last``."""
     found = set(known)
     for one, other in itertools.pairwise(sorted({*known, last + timedelta(days=1)})):
         if (other - one).days <= MAX_GAP_DAYS:
@@ -91,7 +91,7 @@ def is_exported(mark: dict[str, Any], generation: int, held: Held) -> bool:
     return (mark.get("generation"), mark.get("held")) == (generation, [held[0], str(held[1])])
 
 
-def is_pruned(mark: dict[str, Any], shards: list[Shard], table: Table, day: date, now: dict[str, str]) -> bool:
+def is_pruned(mark: dict[str, Any], shards: list[SourceShard], table: Table, day: date, now: dict[str, str]) -> bool:
     """Of a day before ``kept_from``: whether the store has just the rows that were archived, and pruned on purpose."""
     then = mark.get("shards")
     if then is None or then == now:
@@ -103,7 +103,13 @@ def is_pruned(mark: dict[str, Any], shards: list[Shard], table: Table, day: date
 
 
 def export_days(
-    archive: Archive, work: Workspace, shards: list[Shard], todo: Plan, settings: Export, progress: Progress, anew: bool
+    archive: Archive,
+    work: Workspace,
+    shards: list[SourceShard],
+    todo: Plan,
+    settings: Export,
+    progress: Progress,
+    anew: bool,
 ) -> Iterator[DayResult]:
     """Exports the days of a plan one after another. What is wrong with one day's data does not stop the others; anything
     else does, and what was done until then stays done."""

@@ -79,7 +79,7 @@ def day_options(command: Callable[..., Any]) -> Callable[..., Any]:
     return command
 
 
-def span(day: date | None, first: date | None, last: date | None) -> tuple[date | None, date | None]:
+def first_and_last(day: date | None, first: date | None, last: date | None) -> tuple[date | None, date | None]:
     """First and last day meant by --day, --from and --to."""
     if day and (first or last):
         raise click.UsageError("give either --day or --from and --to")

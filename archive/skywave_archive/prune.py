@@ -148,7 +148,7 @@ def prune(archive: Archive, work: Workspace, removals: list[Removal]) -> None:
         change = work.stage()
         inner = [(source, f"{HERE}/{change}/{number}") for number, (source, _) in enumerate(steps)]
         outer = [(f"{HERE}/{change}/{number}", destination) for number, (_, destination) in enumerate(steps)]
-        work.publish(change, [*inner, *outer])
+        work.carry_out(change, [*inner, *outer])
 
 
 def keep_from(archive: Archive, work: Workspace, day: date) -> None:

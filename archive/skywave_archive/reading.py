@@ -1,4 +1,4 @@
-"""A shard's day, or a part of it, into new files in the workspace: until what was read is what the shard holds."""
+"""A day of all shards into new files in the workspace: each is read until what was read is what the shard holds."""
 
 from __future__ import annotations
 
@@ -7,7 +7,8 @@ import secrets
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from contextlib import closing, nullcontext
+from dataclasses import dataclass, replace
 from datetime import date
 from queue import SimpleQueue
 from threading import Semaphore, Thread
@@ -15,124 +16,145 @@ from threading import Semaphore, Thread
 import numpy as np
 import pyarrow as pa
 
+from skywave.process.backoff import Backoff
+
+from .archived import ArchivedRows, unnamed_rows
 from .datafile import GROUP_ROWS, Writer
 from .errors import TargetError, TargetFull, TargetUnavailable
-from .known import Known, unnamed_rows
-from .manifest import File
-from .ranges import Collector, Ranges, StreamName
 from .settings import Export
-from .source import Clients, Shard
-from .tables import Table, add, digest, row_hashes
+from .source import Clients, SourceShard
+from .staged import Staged
+from .streams import Collector
+from .tables import Held, Table, add, digest, row_hashes
 from .workspace import Workspace
 
 log = logging.getLogger(__name__)
 Progress = Callable[[int], None]
+PART_ROWS = 4_000_000
+"""A shard's day is read in several parts at once if each has as many rows."""
 
 
-@dataclass
-class Staged:
-    """What one shard gave: new files in the workspace, and what it held in all. ``wanted_rows`` counts rows without numbers
-    that a generation which may be replaced has as well; ``unnamed`` and ``numbered`` count a client's new rows without and
-    with numbers; of ``scattered`` clients ``streams`` has none."""
+@dataclass(frozen=True)
+class Wanted:
+    """What a reading looks for: rows that are ``archived`` already are left out of the files; those without numbers that a
+    generation which may be replaced has (``replaceable``) are counted."""
 
-    rows: int = 0
-    digest: int = 0
-    known_rows: int = 0
-    known_digest: int = 0
-    wanted_rows: int = 0
-    steady: bool = True
-    files: list[File] = field(default_factory=list)
-    streams: dict[StreamName, Ranges] = field(default_factory=dict)
-    unnamed: dict[int, int] = field(default_factory=dict)
-    numbered: dict[int, int] = field(default_factory=dict)
-    scattered: set[int] = field(default_factory=set)
+    archived: ArchivedRows
+    replaceable: ArchivedRows
 
-    def take(self, part: Staged) -> None:
-        """Adds what another part of the shard gave; no stream is in two parts."""
-        self.rows += part.rows
-        self.digest = add(self.digest, part.digest)
-        self.known_rows += part.known_rows
-        self.known_digest = add(self.known_digest, part.known_digest)
-        self.wanted_rows += part.wanted_rows
-        self.steady &= part.steady
-        self.files += part.files
-        self.streams |= part.streams
-        self.unnamed |= part.unnamed
-        self.numbered |= part.numbered
-        self.scattered |= part.scattered
+
+@dataclass(frozen=True)
+class _Part:
+    """A shard's day, or what some of its clients have of it; the paths of its files in the workspace begin with ``prefix``."""
+
+    shard: SourceShard
+    table: Table
+    day: date
+    clients: Clients | None
+    prefix: str
 
 
 class Reader:
-    """Reads shards into files. ``progress`` is called with rows read; with ``stopping`` set, all readings end soon."""
+    """Reads days of all shards into files of the workspace, with the lock held. ``progress`` is called with rows read."""
 
-    def __init__(self, work: Workspace, settings: Export, progress: Progress) -> None:
-        self.work, self.settings, self.progress = work, settings, progress
-        self.stopping = False
+    def __init__(self, work: Workspace, shards: list[SourceShard], settings: Export, progress: Progress) -> None:
+        self._work, self._shards, self._settings, self._progress = work, shards, settings, progress
+        self._stopping = False
 
-    def stage(
-        self, shard: Shard, table: Table, day: date, clients: Clients | None, known: Known, wanted: Known, prefix: str
-    ) -> Staged:
-        """Reads a shard's day, or a part of it, until what was read is what the shard holds, or it has changed too often.
+    def read(self, table: Table, day: date, wanted: Wanted, folder: str, generation: int) -> dict[str, Staged]:
+        """What each shard gave, by its name, with new files in ``folder`` of the workspace. Several shards, or parts of a
+        large one, are read at once if the settings allow it; when one reading fails, the others end soon."""
+        self._stopping = False
+        parts = self._parts(table, day, folder, generation)
 
-        Rows that are ``known`` are left out of the files; those without numbers that are ``wanted`` are counted.
-        """
-        failing_since = 0.0
-        read = repeats = 0
-        while True:
-            read += 1
-            marker = shard.marker(table, day)
+        def stage(part: _Part) -> Staged:
+            with closing(part.shard.another()) if part.clients else nullcontext(part.shard) as shard:
+                return self._stage(replace(part, shard=shard), wanted)
+
+        staged = {shard.name: Staged() for shard in self._shards}
+        with ThreadPoolExecutor(min(self._settings.parallel, len(parts)), "shard") as pool:
             try:
-                staged, expected = self._read(shard, table, day, clients, known, wanted, f"{prefix}{read:03}")
+                for part, found in zip(parts, pool.map(stage, parts), strict=True):
+                    staged[part.shard.name].add(found)
+            except BaseException:
+                self._stopping = True  # nobody's reading is worth going on with
+                raise
+        return staged
+
+    def _parts(self, table: Table, day: date, folder: str, generation: int) -> list[_Part]:
+        """Every shard's day, in ranges of clients if there are fewer shards than may be read at once."""
+        each = self._settings.parallel // len(self._shards)
+        return [
+            _Part(shard, table, day, clients, f"{folder}/{shard.name}-gen{generation:04}-{number}")
+            for shard in self._shards
+            for number, clients in enumerate(
+                shard.client_ranges(table, day, each, PART_ROWS) if each > 1 and shard.store.parallel else [None]
+            )
+        ]
+
+    def _stage(self, part: _Part, wanted: Wanted) -> Staged:
+        """Reads a part until what was read is what the shard holds, or it has changed too often."""
+        shard = part.shard
+        failing_since = 0.0
+        pause = Backoff(0.4, 10.0)
+        attempt = repeats = 0
+        while True:
+            attempt += 1
+            marker = shard.marker(part.table, part.day)
+            try:
+                staged, expected = self._read(part, wanted, attempt)
             except TargetUnavailable as error:
                 # An upload cannot be gone on with; the rows are read again, into files of other names.
                 failing_since = failing_since or time.monotonic()
                 failed_for = time.monotonic() - failing_since
-                if isinstance(error, TargetFull) or failed_for >= self.work.target.retry_for:
+                if isinstance(error, TargetFull) or failed_for >= self._work.target.retry_for:
                     raise
-                log.warning("shard %s, %s: %s; reading it again", shard.name, day, error)
-                time.sleep(min(0.2 + failed_for / 2, 10.0))
+                log.warning("shard %s, %s: %s; reading it again", shard.name, part.day, error)
+                time.sleep(pause.next())
                 continue
             found = (staged.rows, staged.digest)
-            if (found == expected and shard.marker(table, day) == marker) or found == shard.count_digest(
-                table, day, clients
+            if (found == expected and shard.marker(part.table, part.day) == marker) or found == shard.count_digest(
+                part.table, part.day, part.clients
             ):
                 return staged
-            log.info("shard %s, %s changed while it was read", shard.name, day)
-            if repeats == self.settings.repeats:
+            log.info("shard %s, %s changed while it was read", shard.name, part.day)
+            if repeats == self._settings.repeats:
                 staged.steady = False
                 return staged
             repeats += 1
 
-    def _read(
-        self, shard: Shard, table: Table, day: date, clients: Clients | None, known: Known, wanted: Known, prefix: str
-    ) -> tuple[Staged, tuple[int, int]]:
+    def _read(self, part: _Part, wanted: Wanted, attempt: int) -> tuple[Staged, Held]:
+        """What was read, and what the shard said meanwhile that it holds."""
+        table, shard = part.table, part.shard
         staged, streams = Staged(), Collector()
         writer: Writer | None = None
         with ThreadPoolExecutor(1, "digest") as pool:
             other = shard.another() if shard.store.parallel else None
-            count = pool.submit(other.count_digest, table, day, clients) if other else None
+            count = pool.submit(other.count_digest, table, part.day, part.clients) if other else None
             try:
-                for group in _ahead(_groups(shard.rows(table, day, clients))):
-                    if self.stopping:
+                for group in _ahead(_groups(shard.rows(table, part.day, part.clients))):
+                    if self._stopping:
                         raise TargetError("given up, as another shard's reading failed or the command was ended")
-                    if wanted.unnamed:
-                        staged.wanted_rows += wanted.count_unnamed(group)
-                    mask = known.mask(group)
+                    if wanted.replaceable.unnamed:
+                        staged.replaceable_rows += wanted.replaceable.count_unnamed(group)
+                    mask = wanted.archived.mask(group)
                     seen = group.filter(pa.array(mask)) if mask.any() else None
                     fresh = group.filter(pa.array(~mask)) if seen is not None else group
                     if seen is not None:
-                        staged.known_rows += seen.num_rows
-                        staged.known_digest = add(staged.known_digest, digest(row_hashes(seen)))
+                        staged.archived_rows += seen.num_rows
+                        staged.archived_digest = add(staged.archived_digest, digest(row_hashes(seen)))
                     if fresh.num_rows:
                         if writer is None:
-                            name = f"{prefix}-{len(staged.files) + 1:04}-{secrets.token_hex(4)}.parquet"
-                            writer = Writer(self.work.target, self.work.staged(name), table, shard.name)
+                            name = (
+                                f"{part.prefix}{attempt:03}-{len(staged.files) + 1:04}-{secrets.token_hex(4)}.parquet"
+                            )
+                            writer = Writer(self._work.target, self._work.staged(name), table, shard.name)
                         writer.write(fresh)
                         self._account(table, fresh, streams, staged)
-                        if writer.bytes >= self.settings.file_bytes:
+                        if writer.bytes >= self._settings.file_bytes:
                             staged.files.append(writer.finish())
                             writer = None
-                    self.progress(group.num_rows)
+                    self._progress(group.num_rows)
                     del group, seen, fresh  # before the next one is waited for
                 if writer is not None:
                     staged.files.append(writer.finish())
@@ -146,9 +168,9 @@ class Reader:
                 if other:
                     other.close()
         staged.streams, staged.numbered, staged.scattered = streams.finish(), dict(streams.rows), streams.scattered
-        staged.rows = staged.known_rows + sum(file.rows for file in staged.files)
-        staged.digest = add(staged.known_digest, *(file.digest for file in staged.files))
-        return staged, expected or shard.count_digest(table, day, clients)
+        staged.rows = staged.archived_rows + sum(file.rows for file in staged.files)
+        staged.digest = add(staged.archived_digest, *(file.digest for file in staged.files))
+        return staged, expected or shard.count_digest(table, part.day, part.clients)
 
     @staticmethod
     def _account(table: Table, rows: pa.RecordBatch, streams: Collector, staged: Staged) -> None:

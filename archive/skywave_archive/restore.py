@@ -29,8 +29,8 @@ from .datafile import read_rows
 from .errors import BrokenManifest, DamagedFile, NotEmpty
 from .manifest import File, Manifest
 from .night import is_the_day_s
-from .restoring import ShardDay
 from .selection import Selection, chosen_days
+from .shard_day import ShardDay
 from .tables import BY_DAY, Hashes, Table
 
 Progress = Callable[[int], None]
@@ -96,7 +96,7 @@ class Restorer:
             result.seconds = round(time.monotonic() - began, 2)
             yield result
 
-    def settle(self) -> list[str]:
+    def replicas_behind(self) -> list[str]:
         """Waits until every replica has what was moved into its shard; returns why some have it not yet."""
         tables = [*BY_DAY, *(table.name for table in ACCOUNTS), "arrivals"]
         return [why for store in self.stores for why in store.not_whole(tables)]
@@ -139,7 +139,7 @@ class Restorer:
                 for shard in todo:
                     shard.drop_file()
         for shard in todo:
-            result.rows += shard.publish(self.merge, complete=not result.errors)
+            result.rows += shard.move_in(self.merge, complete=not result.errors)
         result.outcome = "failed" if result.errors else "merged" if self.merge else "restored"
         return result
 

@@ -22,53 +22,15 @@ from skywave.store.shards import open_shard, shard_names
 from skywave.store.store import Store
 
 from .errors import SchemaChanged
-from .tables import Table, add
+from .replication import knows_replicas, replication_paths
+from .tables import Held, Table, add
 
 log = logging.getLogger(__name__)
 Clients = tuple[int, int]
 """First and last client_id of a range."""
-Held = tuple[int, int]
-"""Rows and digest."""
 
 
-BOUND = "this ClickHouse would refuse every later read, because it keeps asking for the part that a quorum wrote"
-"""Why a partition cannot be dropped or replaced; see ``is_bound_by_quorum``."""
-
-
-def replication_paths(store: Store, table: Table) -> list[str]:
-    """Where ZooKeeper has what the table's replicas share; nothing if it is not replicated."""
-    if not _knows_replicas(store):
-        return []
-    rows = store.query(
-        f"SELECT zookeeper_path FROM system.replicas WHERE database = '{store.database}' AND table = '{table.name}'"
-    )
-    return [text(row[0]) for row in rows]
-
-
-def _knows_replicas(store: Store) -> bool:
-    """False for engines that are built without replication."""
-    return bool(store.query("SELECT count() FROM system.tables WHERE database = 'system' AND name = 'replicas'")[0][0])
-
-
-def is_bound_by_quorum(store: Store, table: Table, day: date) -> bool:
-    """True if the day must not be dropped or replaced.
-
-    ClickHouse notes the last part of each partition that a quorum wrote. Old releases keep the note when the partition is
-    dropped, and then no replica answers a sequentially consistent SELECT any more (error 289; seen with 18.16).
-    """
-    if store.modern:
-        return False
-    noted = [
-        text(row[0])
-        for path in replication_paths(store, table)
-        for row in store.query(
-            f"SELECT value FROM system.zookeeper WHERE path = '{path}/quorum' AND name = 'last_part'"
-        )
-    ]
-    return any(line.startswith(f"{day:%Y%m%d}\t") for note in noted for line in note.splitlines())
-
-
-class Shard:
+class SourceShard:
     """One connection to one shard; for one thread."""
 
     def __init__(self, name: str, settings: config.Store) -> None:
@@ -80,9 +42,9 @@ class Shard:
         """Ends the connection."""
         self.store.close()
 
-    def another(self) -> Shard:
+    def another(self) -> SourceShard:
         """A second connection."""
-        return Shard(self.name, self.settings)
+        return SourceShard(self.name, self.settings)
 
     def version(self) -> str:
         """The database's version."""
@@ -151,7 +113,7 @@ class Shard:
         starts = [0, *(end + 1 for end in ends)]
         return list(zip(starts, [*ends, (1 << 32) - 1], strict=True)) if ends else [None]
 
-    def count_digest(self, table: Table, day: date, clients: Clients | None = None) -> tuple[int, int]:
+    def count_digest(self, table: Table, day: date, clients: Clients | None = None) -> Held:
         """Rows and digest of a day."""
         sql = f"SELECT {table.digest_sql} FROM {self._table(table)} FINAL WHERE {_on(day, clients)}"
         rows, total = self.store.read_whole([table.name], lambda: self.store.query(sql))[0]
@@ -173,7 +135,7 @@ class Shard:
 
     def replica_lag(self) -> int | None:
         """Seconds by which the most delayed table of this replica is behind; None if nothing is replicated."""
-        if not _knows_replicas(self.store):
+        if not knows_replicas(self.store):
             return None
         rows = self.store.query(
             "SELECT count(), toUInt64(max(absolute_delay)), toUInt64(sum(is_readonly)) FROM system.replicas"
@@ -215,7 +177,7 @@ def _on(day: date, clients: Clients | None = None) -> str:
     return f"day = '{day.isoformat()}'{some}"
 
 
-def held_by(shards: list[Shard], table: Table, day: date) -> Held:
+def held_by(shards: list[SourceShard], table: Table, day: date) -> Held:
     """Rows and digest of a day in all shards together, whatever their shape."""
     found = [shard.count_digest(table, day) for shard in shards]
     return sum(rows for rows, _ in found), add(*(total for _, total in found))
@@ -227,9 +189,9 @@ def names_of(settings: config.Store) -> list[str]:
 
 
 @contextmanager
-def open_shards(settings: config.Store) -> Iterator[list[Shard]]:
+def open_source(settings: config.Store) -> Iterator[list[SourceShard]]:
     """All shards; raises ``StoreUnavailable`` if one does not answer: no day is whole without it."""
-    shards = [Shard(name, settings) for name in names_of(settings)]
+    shards = [SourceShard(name, settings) for name in names_of(settings)]
     try:
         for shard in shards:
             shard.version()

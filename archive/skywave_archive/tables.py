@@ -18,6 +18,8 @@ from clickhouse_cityhash.cityhash import CityHash64
 from numpy.typing import NDArray
 
 Hashes = NDArray[np.uint64]
+Held = tuple[int, int]
+"""How many rows of a day a store, a shard or a file holds, and their digest."""
 _AT_ONCE = 1 << 15
 """Rows hashed in one go, so that the temporary columns stay in the processor's cache."""
 

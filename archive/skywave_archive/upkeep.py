@@ -15,8 +15,8 @@ from skywave.process.visible import say
 from .archive import Archive
 from .options import config_option, dry_run_option, json_option, parse_age, parse_day
 from .report import Report, bar, with_archive
-from .tables import BY_DAY, add
-from .workspace import Workspace, settle
+from .tables import BY_DAY
+from .workspace import Workspace, recover
 
 if TYPE_CHECKING:
     from .manifest import Manifest
@@ -31,7 +31,7 @@ def drill(archive: Archive, report: Report, day: date | None) -> None:
     """Restore a random archived day into a throw-away database, compare it, and drop it again."""
     from .drill import drill as run
 
-    settle(archive.target, report.settings.export.lock_ttl)
+    recover(archive.target, report.settings.export.lock_ttl)
     with bar(report, "drill", None, "rows") as progress:
         result = run(archive, report.settings.store, day, progress)
     report.rows = result.rows
@@ -66,7 +66,7 @@ def prune(
     if it is named.
     """
     from .prune import empty_trash, keep_from, plan_days, plan_generations
-    from .prune import prune as carry_out
+    from .prune import prune as run
 
     if (generations is None) == (before is None):
         raise click.UsageError("give either --generations N or --delete-data-before DAY")
@@ -82,7 +82,7 @@ def prune(
         if work:
             if before:
                 keep_from(archive, work, before)
-            carry_out(archive, work, removals)
+            run(archive, work, removals)
             emptied = empty_trash(archive, work, report.settings.export.trash_days)
     for removal in removals:
         what = "the whole day" if removal.whole_day else f"generations {', '.join(map(str, removal.generations))}"
@@ -103,15 +103,14 @@ def prune(
 
 def _store_has(report: Report, manifest: Manifest) -> bool:
     """True if the store holds exactly the rows of a manifest; False if it does not answer."""
-    from .source import open_shards
+    from .source import held_by, open_source
 
     try:
-        with open_shards(report.settings.store) as shards:
-            found = [shard.count_digest(BY_DAY[manifest.table], manifest.day) for shard in shards]
+        with open_source(report.settings.store) as shards:
+            return held_by(shards, BY_DAY[manifest.table], manifest.day) == manifest.held
     except SkywaveError as error:
         say(f"The store does not answer ({error}): {manifest.day} counts as held by the archive alone.", err=True)
         return False
-    return (sum(rows for rows, _ in found), add(*(total for _, total in found))) == (manifest.rows, manifest.digest)
 
 
 @click.command()
@@ -129,10 +128,10 @@ def expire(archive: Archive, report: Report, age: timedelta, dry_run: bool) -> N
     """
     from .expire import expire as run
     from .fleet import check_fleet
-    from .source import open_shards
+    from .source import open_source
 
     with (
-        open_shards(report.settings.store) as shards,
+        open_source(report.settings.store) as shards,
         Workspace(archive.target, report.settings.export.lock_ttl) as work,
     ):
         check_fleet(archive, [shard.store for shard in shards])

@@ -21,7 +21,7 @@ from .archive import Archive, day_folder, within
 from .datafile import check_bytes, read_rows
 from .errors import DamagedFile, TargetUnavailable
 from .manifest import File, Manifest
-from .ranges import Collector, in_streams
+from .streams import Collector, in_streams
 from .tables import BY_DAY
 
 LEVELS = ("list", "checksum", "rows")
@@ -99,8 +99,8 @@ def verify_day(
             findings.append(Finding(*where, level, file.name, archive.target.unreadable(error)))
         progress(file.bytes)
     if level == "rows" and not any(not finding.alien for finding in findings):
-        found = {name: ranges.pairs() for name, ranges in streams.finish().items()}
-        if found != {name: ranges.pairs() for name, ranges in manifest.streams.items()}:
+        found = {name: numbers.pairs() for name, numbers in streams.finish().items()}
+        if found != {name: numbers.pairs() for name, numbers in manifest.streams.items()}:
             findings.append(Finding(*where, level, "", "the rows' streams and numbers are not those of the manifest"))
     return findings
 

@@ -1,10 +1,10 @@
-"""The lock, and how a change is published so that a crash at any point is undone or finished.
+"""The lock, and how a change is carried out so that a crash at any point is undone or finished.
 
-**The lock fences by rename.** Every step of publishing moves something out of its owner's workspace or into it. Who takes
+**The lock fences by rename.** Every step of a change moves something out of its owner's workspace or into it. Who takes
 a lock over first moves the old workspace away, one atomic rename; from then on each further step of the old owner fails
 at the target, however long it was frozen. **A change is a plan of renames.** Everything is staged and checked, then the
 plan is written into the workspace, then it is carried out. Whoever gets the lock next carries a complete plan through to
-its end and deletes an incomplete one, so nothing is ever half published. That a step was done is told by its source being gone
+its end and deletes an incomplete one, so nothing is ever half done. That a step was done is told by its source being gone
 and its destination being there, so a lost answer or a second run does no harm.
 """
 
@@ -90,7 +90,7 @@ class Workspace:
         if self.target.status(self._lock) is None:
             raise LockLost(f"lock {self.number} was taken over by another process", "Run the command again.")
 
-    def publish(self, name: str, steps: list[Step]) -> None:
+    def carry_out(self, name: str, steps: list[Step]) -> None:
         """Carries out renames as one change; ``@/…`` is in the workspace. When it returns, all of it is done; after any
         error the whole of it is either not begun or will be finished by the next owner of the lock.
         """
@@ -103,7 +103,7 @@ class Workspace:
         self.assert_owned()
         self._unfinished = True
         self._put_plan(name, steps)
-        self._carry_out(self.folder, steps)
+        self._rename_all(self.folder, steps)
         self.target.delete(self.staged(f"{name}.plan"))
         self._unfinished = False
         self.assert_owned()
@@ -113,7 +113,7 @@ class Workspace:
         change = self.stage()
         self.target.put(self.staged(f"{change}/new"), content)
         old: list[Step] = [(path, f"{HERE}/{change}/old")] if self.target.status(path) else []
-        self.publish(change, [*old, (f"{HERE}/{change}/new", path)])
+        self.carry_out(change, [*old, (f"{HERE}/{change}/new", path)])
 
     def _put_plan(self, name: str, steps: list[Step]) -> None:
         body = json.dumps(steps)
@@ -121,7 +121,7 @@ class Workspace:
         self.target.put(self.staged(f"{name}.writing"), content)
         self.move(self.staged(f"{name}.writing"), self.staged(f"{name}.plan"))
 
-    def _carry_out(self, folder: str, steps: list[Step], begun: bool = False) -> None:
+    def _rename_all(self, folder: str, steps: list[Step], begun: bool = False) -> None:
         paths = [tuple(f"{folder}{path[1:]}" if path.startswith(HERE) else path for path in step) for step in steps]
         start = 0
         if begun:
@@ -246,7 +246,7 @@ class Workspace:
                 digest, _, body = self.target.read_bytes(path).decode(errors="replace").partition(" ")
                 if hashlib.sha256(body.encode()).hexdigest() == digest:
                     log.warning("finishing the change %s of a run that was ended in the middle", entry.name)
-                    self._carry_out(folder, [(source, destination) for source, destination in json.loads(body)], True)
+                    self._rename_all(folder, [(source, destination) for source, destination in json.loads(body)], True)
                 self.target.delete(path)
 
 
@@ -276,7 +276,7 @@ def _is_dead(owner: dict[str, Any]) -> bool:
     return same_host and _process_start(int(owner.get("pid", 0))) != owner.get("started")
 
 
-def settle(target: Target, ttl: float) -> None:
+def recover(target: Target, ttl: float) -> None:
     """Finishes what an ended command left in the middle, if nobody is at work; for commands that only read."""
     if target.entries(STAGING):
         try:

@@ -1,4 +1,7 @@
-"""Sets of 64-bit numbers, kept as ranges: what they cost follows how many ranges there are, not how long they are."""
+"""Sets of 64-bit numbers, kept as ranges: what they cost follows how many ranges there are, not how long they are.
+
+The audit and the archive reckon with them. Numbers that come strewn, one by one, are collected in a ``Bitmap`` first.
+"""
 
 from __future__ import annotations
 
@@ -10,6 +13,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 Numbers = NDArray[np.uint64]
+_CHUNK_BITS = 16
+_CHUNK = 1 << _CHUNK_BITS
 _HIGHEST = np.uint64(2**64 - 1)
 _ONE = np.uint64(1)
 
@@ -48,6 +53,10 @@ class Spans:
         apart = (first[1:] > last[:-1]) & (first[1:] - last[:-1] > 1)
         return cls(first[np.append(True, apart)[: len(first)]], last[np.append(apart, True)[: len(last)]])
 
+    def __bool__(self) -> bool:
+        """Whether there is any number."""
+        return bool(len(self.first))
+
     @property
     def count(self) -> int:
         """How many numbers there are."""
@@ -57,6 +66,17 @@ class Spans:
     def highest(self) -> int:
         """The highest number, 0 if there is none."""
         return int(self.last[-1]) if len(self.last) else 0
+
+    def contain(self, numbers: Numbers) -> NDArray[np.bool_]:
+        """For each of some numbers, whether it is one of these."""
+        at = np.searchsorted(self.first, numbers, side="right")
+        inside = at > 0
+        inside[inside] = numbers[inside] <= self.last[at[inside] - 1]
+        return inside
+
+    def __or__(self, other: Spans) -> Spans:
+        """The numbers that are in one of the two."""
+        return Spans.union([self, other])
 
     def __and__(self, other: Spans) -> Spans:
         """The numbers that are in both."""
@@ -68,7 +88,7 @@ class Spans:
 
     def __sub__(self, other: Spans) -> Spans:
         """The numbers that the other one has not."""
-        return self & other._rest() if len(self.first) and len(other.first) else self
+        return self & other._rest() if self and other else self
 
     def _rest(self) -> Spans:
         """All other numbers."""
@@ -85,3 +105,52 @@ class Spans:
 
 
 NOTHING = Spans(np.empty(0, np.uint64), np.empty(0, np.uint64))
+
+
+class Bitmap:
+    """Numbers as they come, in any order and perhaps several times, at one bit each.
+
+    The bits stand in chunks of 65,536 numbers (8 KiB). A chunk is made for the first number that falls into it, so what
+    this costs follows how far apart the numbers lie.
+    """
+
+    def __init__(self) -> None:
+        self._chunks: dict[int, NDArray[np.uint8]] = {}
+
+    def add(self, numbers: Numbers, most: int) -> int:
+        """Adds numbers, at least one, unless that takes more than ``most`` new chunks; returns how many it takes."""
+        which, starts = _chunks_of(numbers)
+        if len(starts) > max(65, len(numbers) // 1000):  # in no order: one chunk after another then
+            numbers = np.sort(numbers)
+            which, starts = _chunks_of(numbers)
+        new = len(set(which[starts].tolist()) - self._chunks.keys())
+        if new > most:
+            return new
+        for start, end in zip(starts, [*starts[1:], len(numbers)], strict=True):
+            flags = np.zeros(_CHUNK, np.bool_)
+            flags[numbers[start:end] & np.uint64(_CHUNK - 1)] = True
+            bits = np.packbits(flags)
+            chunk = self._chunks.get(int(which[start]))
+            if chunk is None:
+                self._chunks[int(which[start])] = bits
+            else:
+                chunk |= bits
+        return new
+
+    def spans(self) -> Spans:
+        """The numbers that came."""
+        parts: list[Spans] = []
+        for number in sorted(self._chunks):
+            flags = np.unpackbits(self._chunks[number]).astype(np.int8)
+            edges = np.diff(flags, prepend=np.int8(0), append=np.int8(0))
+            base = np.uint64(number << _CHUNK_BITS)
+            first = np.flatnonzero(edges == 1).astype(np.uint64) + base
+            last = np.flatnonzero(edges == -1).astype(np.uint64) - _ONE + base
+            parts.append(Spans(first, last))
+        return Spans.union(parts)
+
+
+def _chunks_of(numbers: Numbers) -> tuple[NDArray[np.int64], list[int]]:
+    """The chunk of each number, and where a stretch of numbers of one chunk begins."""
+    which = (numbers >> np.uint64(_CHUNK_BITS)).astype(np.int64)
+    return which, [0, *(np.flatnonzero(which[1:] != which[:-1]) + 1).tolist()]

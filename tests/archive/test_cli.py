@@ -134,3 +134,38 @@ def test_a_config_that_is_wrong_says_where(vault):
     vault.path.write_text("[targets]\n")
     assert "unknown setting targets" in say(vault, "export", code=2)
     assert "Did you mean target?" in say(vault, "list", code=2)
+
+
+def test_an_empty_or_mistyped_archive_is_no_success(vault):
+    into = ("--into", f"clickhouse://127.0.0.1:{vault.settings().port}/{vault.database}_x")
+    assert "no such day" in vault.run("restore", *into, code=1)["stderr"]
+    assert "has no day" in vault.run("verify", code=1)["stderr"]
+    vault.run("drill", code=1)
+
+
+def test_other_commands_do_not_silence_the_alert_on_the_nightly_export(vault):
+    body = vault.path.read_text()
+    vault.path.write_text(f'metrics_file = "{vault.folder}/metrics/archive.prom"\n{body}')
+    vault.add(DAY)
+    vault.run("export", "--dry-run")
+    vault.run("export", "--day", str(DAY))
+    vault.run("export", "--open-day")
+    written = sorted(path.name for path in (vault.folder / "metrics").iterdir())
+    assert written == ["archive_export-days.prom", "archive_export-open-day.prom"]
+    vault.run("export")
+    assert (vault.folder / "metrics" / "archive_export.prom").exists()
+
+
+def test_figures_can_be_read_by_the_collector_and_stop_nothing_if_they_cannot_be_written(vault):
+    vault.add(DAY)
+    vault.configure(extra="")
+    whole = vault.path.read_text()
+    vault.path.write_text(f'metrics_file = "{vault.folder}/figures.prom"\n{whole}')
+    before = os.umask(0o077)
+    try:
+        vault.run("export")
+    finally:
+        os.umask(before)
+    assert (vault.folder / "figures_export.prom").stat().st_mode & 0o777 == 0o644
+    vault.path.write_text(f'metrics_file = "/proc/nowhere/figures.prom"\n{whole}')
+    assert "cannot be written" in vault.run("export")["stderr"]

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import pyarrow.parquet as pq
 import pytest
+from skywave_archive.errors import TargetUnavailable
+from skywave_archive.targets.local import LocalTarget
 from support.vault import Vault, bits, days_ago
 
 DAY = days_ago(1)
@@ -22,6 +24,12 @@ def visible(vault) -> set[tuple]:
 
 def expected(vault) -> set[tuple]:
     return {(row[0], row[3], row[4], row[5], row[6]) for row in vault.ledger[DAY].values()}
+
+
+def back(vault):
+    name = f"{vault.database}_back"
+    vault.run("restore", "--into", f"clickhouse://127.0.0.1:{vault.settings().port}/{name}")
+    return vault.open(database=name)
 
 
 def crash_everywhere(vault, crasher, may_be_missing: bool, when: str) -> None:
@@ -87,7 +95,7 @@ def test_several_files_at_once_survive_a_kill_at_every_step(two_shards, crasher)
 
 
 @pytest.mark.parametrize("replaced", [False, True])
-def test_in_hdfs_too(hdfs_vault, crasher, replaced, clickhouse):
+def test_in_hdfs_too(hdfs_vault, crasher, replaced):
     vault = hdfs_vault
     vault.add(DAY, first=1)
     if replaced:
@@ -101,9 +109,7 @@ def test_in_hdfs_too(hdfs_vault, crasher, replaced, clickhouse):
         deaths += 1
     assert code == 0 and deaths >= 8
     assert vault.run("verify", "--level", "rows")["findings"] == []
-    name = f"{vault.database}_back"
-    vault.run("restore", "--into", f"clickhouse://127.0.0.1:{clickhouse.port}/{name}")
-    vault.assert_restored(vault.open(database=name))
+    vault.assert_restored(back(vault))
 
 
 @pytest.mark.parametrize("when", ["before", "after"])
@@ -137,3 +143,55 @@ def test_38_a_restore_killed_at_every_step_and_run_again_doubles_nothing(vault, 
     store.close()
     assert left == []
     target.remove()
+
+
+@pytest.mark.parametrize("command", ["verify", "restore", "drill"])
+def test_readers_finish_an_interrupted_publish_first(vault, crasher, command):
+    """The exporter died while the day was set aside; the store is lost as well."""
+    vault.add(DAY)
+    vault.run("export")
+    for step in range(15, 40):
+        vault.add(DAY, first=1, count=300, received=step)
+        assert crasher.run("export", "--config", str(vault.path), step=step) is None
+        if not vault.files(DAY):
+            break
+        vault.run("export")
+    assert not vault.files(DAY), "the moment between aside and into place"
+    if command == "restore":
+        store = vault.open()
+        store.query(f"ALTER TABLE {vault.database}.telemetry DROP PARTITION '{DAY}'")
+        store.close()
+        vault.assert_restored(back(vault))
+    else:
+        assert vault.run(command)
+        assert len(vault.files(DAY)) == 1
+
+
+def test_a_state_file_that_could_not_be_written_blocks_nobody(vault, monkeypatch):
+    """The rename of _state.json fails once; the same run goes on, and so do all later commands."""
+    vault.add(DAY)
+    vault.reject(DAY, 1)
+    vault.run("export")
+    vault.add(DAY, first=5001)
+    vault.reject(DAY, 2)
+    rename, failed = LocalTarget.rename, []
+
+    def failing(self, source, destination):
+        if destination == "_state.json" and not failed:
+            failed.append(source)
+            raise TargetUnavailable("injected")
+        rename(self, source, destination)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(LocalTarget, "rename", failing)
+        vault.run("export", code=None)
+    assert failed
+    for command in (
+        ("export",),
+        ("verify", "--level", "rows"),
+        ("list",),
+        ("prune", "--generations", "1", "--confirm"),
+    ):
+        vault.run(*command)
+    assert list((vault.archive / "_staging").iterdir()) == []
+    vault.assert_restored(back(vault))

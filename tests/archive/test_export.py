@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import itertools
-import math
 import random
-import struct
 from collections import Counter
 
 import numpy as np
 import pytest
-from skywave_archive.source import Shard
+from skywave_archive.source import SourceShard
 from support.parts import ClickHouse
 from support.vault import STREAM, Vault, day_start, days_ago, today
 
@@ -93,7 +91,7 @@ def test_20_rows_of_devices_without_streams_are_told_apart_by_their_identity(vau
 def test_21_merges_during_an_export_change_nothing(vault, clickhouse, monkeypatch):
     for n in range(20):
         vault.add(DAY, first=1 + n * 500)  # half of each block is a duplicate of the next
-    rows = Shard.rows
+    rows = SourceShard.rows
 
     def merging(self, table, day, clients=None):
         other = vault.open()
@@ -103,7 +101,7 @@ def test_21_merges_during_an_export_change_nothing(vault, clickhouse, monkeypatc
             yield batch
         other.close()
 
-    monkeypatch.setattr(Shard, "rows", merging)
+    monkeypatch.setattr(SourceShard, "rows", merging)
     assert vault.outcomes(vault.run("export")) == [(str(DAY), "exported")]
     assert vault.manifest(DAY)["sealed"]
     assert vault.outcomes(vault.run("export")) == [(str(DAY), "unchanged")]  # other parts, the same rows
@@ -114,7 +112,7 @@ def test_21_merges_during_an_export_change_nothing(vault, clickhouse, monkeypatc
 
 def test_22_inserts_during_an_export_are_read_again_or_left_to_the_next_night(vault, clickhouse, monkeypatch):
     vault.add(DAY, first=1)
-    rows = Shard.rows
+    rows = SourceShard.rows
     times = []
 
     def inserting(limit):
@@ -127,11 +125,11 @@ def test_22_inserts_during_an_export_are_read_again_or_left_to_the_next_night(va
         return generator
 
     with monkeypatch.context() as patch:
-        patch.setattr(Shard, "rows", inserting(1))
+        patch.setattr(SourceShard, "rows", inserting(1))
         assert vault.outcomes(vault.run("export")) == [(str(DAY), "exported")]
         assert vault.manifest(DAY)["sealed"] and vault.manifest(DAY)["rows"] == 2000
     with monkeypatch.context() as patch:
-        patch.setattr(Shard, "rows", inserting(10**6))
+        patch.setattr(SourceShard, "rows", inserting(10**6))
         vault.add(DAY, first=500_001)
         assert vault.outcomes(vault.run("export", code=75)) == [(str(DAY), "unsealed")]
         assert not vault.manifest(DAY, 2)["sealed"]
@@ -144,7 +142,7 @@ def test_22_inserts_during_an_export_are_read_again_or_left_to_the_next_night(va
 def test_23_the_server_dies_in_mid_query(own_clickhouse, clickhouse, database, monkeypatch):
     vault = Vault({"1": f"port = {own_clickhouse.port}"}, database, "")
     vault.add(DAY, count=300_000)
-    rows = Shard.rows
+    rows = SourceShard.rows
 
     def killing(self, table, day, clients=None):
         for batch in rows(self, table, day, clients):
@@ -152,7 +150,7 @@ def test_23_the_server_dies_in_mid_query(own_clickhouse, clickhouse, database, m
             yield batch
 
     with monkeypatch.context() as patch:
-        patch.setattr(Shard, "rows", killing)
+        patch.setattr(SourceShard, "rows", killing)
         vault.run("export", code=75)
     assert vault.files(DAY) == [] and list((vault.archive / "_staging").iterdir()) == []
     assert vault.run("list", "--no-store")["days"] == []
@@ -200,44 +198,6 @@ def test_25_a_changed_schema_stops_the_export_with_a_clear_word(vault, clickhous
     target.migrate()
     target.query(f"ALTER TABLE {target.database}.telemetry ADD COLUMN unit String")
     target.close()
-    vault.assert_restored(back(vault, clickhouse))
-
-
-@pytest.mark.every_engine
-def test_26_every_float_and_every_key_comes_back_bit_by_bit(vault, clickhouse):
-    def double(pattern: int) -> float:
-        return struct.unpack("<d", struct.pack("<Q", pattern))[0]
-
-    values = [
-        math.nan, double(0x7FF8000000000001), double(0xFFF8DEADBEEF0001), double(0x7FF0000000000001), math.inf, -math.inf,
-        0.0, -0.0, 5e-324, -5e-324, 1.7976931348623157e308, 0.1, -1e-300,
-    ]  # fmt: skip
-    keys = (b"", b"\0", b"a", b"a\0", b"a\0\0", b"\xff\xfe", "grün".encode(), b"'\\\n\t", b"k" * 5000)
-    vault.add(DAY, count=len(values) * len(keys), keys=keys, values=np.repeat(np.array(values), len(keys)))
-    extremes = [-(2**63) + 1, -1, 0, 1, 2**63 - 1]
-    n = len(extremes)
-    block = Block(
-        np.full(n, 2**32 - 1, np.uint32), np.full(n, 2**64 - 1, np.uint64),
-        np.array([1, 2, 2**63, 2**64 - 2, 2**64 - 1], np.uint64),
-        np.array(extremes, np.int64), [b"x"], np.zeros(n, np.int8), np.arange(n, dtype=np.float64),
-        np.array(extremes, np.int64), DAY,
-    )  # fmt: skip
-    store = vault.open()
-    store.insert_readings(block)
-    store.close()
-    for i in range(n):
-        row = (
-            2**32 - 1,
-            b"x",
-            extremes[i],
-            2**64 - 1,
-            int(block.seq[i]),
-            int(np.float64(i).view(np.int64)),
-            extremes[i],
-        )
-        vault.ledger[DAY][row[:5]] = row
-    vault.run("export")
-    vault.run("verify", "--level", "rows")
     vault.assert_restored(back(vault, clickhouse))
 
 
@@ -307,31 +267,6 @@ def test_28_memory_stays_flat_from_a_day_to_one_six_times_as_large(vault):
     assert vault.run("verify", "--level", "rows")["good"] == 2
 
 
-def test_29_an_old_server_writes_and_the_current_engine_reads(vault, tmp_path):
-    vault.add(days_ago(2))
-    vault.add(DAY, first=1001, keys=(b"", b"a\0", b"\xff"))
-    vault.add(DAY, first=501)
-    vault.run("export")
-    vault.run("restore", "--into", f"embedded:{tmp_path}/store")
-    vault.run("restore", "--into", f"embedded:{tmp_path}/store")
-    store = open_store(config.Store(kind="embedded", path=str(tmp_path / "store")))
-    vault.assert_restored(store)
-
-
-def test_the_current_engine_writes_and_an_old_server_reads(tmp_path, clickhouse, database):
-    vault = Vault({"1": f'kind = "embedded"\npath = "{tmp_path}/store"'}, database, "")
-    vault.add(DAY, first=1)
-    vault.add(DAY, first=501, keys=(b"", b"a\0", b"\xff"))
-    vault.add(DAY, first=501, count=100, received=99)
-    vault.run("export")
-    vault.add(DAY, first=9001)
-    assert vault.outcomes(vault.run("export")) == [(str(DAY), "added")]
-    vault.run("verify", "--level", "rows")
-    vault.run("restore", "--into", f"clickhouse://127.0.0.1:{clickhouse.port}/{database}")
-    vault.assert_restored(open_store(config.Store(port=clickhouse.port, database=database)))
-    vault.remove()
-
-
 def test_the_open_day_is_published_so_far_and_completed_when_it_is_over(vault, clickhouse):
     vault.add(today(), first=1)
     assert vault.outcomes(vault.run("export")) == []
@@ -357,31 +292,6 @@ def test_rejected_messages_are_archived_and_restored(vault, clickhouse):
     vault.run("verify", "--level", "rows")
     store = back(vault, clickhouse)
     assert [row.payload for row in store.rejected(payload=True)] == [*payloads, b"late"]
-    store.close()
-
-
-@pytest.mark.every_engine
-def test_the_accounts_outlive_the_store(vault, clickhouse):
-    from skywave.formats.messages import Dropped, Produced
-
-    store = vault.open()
-    store.record_streams([(1, Produced(STREAM, 1000, 900), 7), (2, Produced(5, 10, 0), 0)], 50)
-    store.record_dropped([(1, Dropped(STREAM, 5, 6, "full"))], 50)
-    store.close()
-    vault.add(DAY)
-    vault.run("export")
-    store = vault.open()
-    store.query(f"DROP DATABASE {vault.database}")
-    store.migrate()
-    store.record_streams([(1, Produced(STREAM, 1200, 1100), 7)], 60)
-    store.close()
-    vault.run("export", "--same-fleet")  # a store that lost its accounts takes none from the archive
-    store = back(vault, clickhouse)
-    rows = store.query(
-        f"SELECT client_id, stream, last_seq, first_pending FROM {store.database}.streams FINAL ORDER BY client_id"
-    )
-    assert rows == [(1, STREAM, 1200, 0), (2, 5, 10, 0)]
-    assert store.query(f"SELECT client_id, first_seq, last_seq FROM {store.database}.dropped FINAL") == [(1, 5, 6)]
     store.close()
 
 
@@ -445,9 +355,7 @@ def test_30_days_are_utc_in_every_time_zone(clickhouse, database):
 
 
 def test_a_large_day_of_one_shard_is_read_in_parts_of_whole_clients(vault, clickhouse, monkeypatch):
-    import skywave_archive.export as module
-
-    monkeypatch.setattr(module, "PART_ROWS", 500)
+    monkeypatch.setattr("skywave_archive.reading.PART_ROWS", 500)
     vault.configure("parallel = 3")
     for client, count in ((3, 1200), (4, 10), (5, 700), (9, 2000), (4_000_000_000, 900)):
         vault.add(DAY, client=client, stream=client, count=count)
@@ -463,3 +371,20 @@ def test_a_large_day_of_one_shard_is_read_in_parts_of_whole_clients(vault, click
     assert vault.outcomes(vault.run("export")) == [(str(DAY), "added")]
     vault.run("verify", "--level", "rows")
     vault.assert_restored(back(vault, clickhouse))
+
+
+def test_the_same_readings_on_two_shards_are_refused_with_a_name(two_shards):
+    vault, _ = two_shards
+    vault.add(DAY, client=2, shard="a")
+    vault.run("export")
+    vault.add(DAY, client=2, shard="b", first=991, count=20, note=False)
+    result = vault.run("export", code=1)
+    assert "client 2" in result["stderr"] and "shard b" in result["stderr"]
+    assert vault.manifest(DAY)["rows"] == 1000
+    store = vault.open("b")
+    store.query(f"ALTER TABLE {vault.database}.telemetry DROP PARTITION '{DAY}'")
+    store.close()
+    vault.run("export")
+    name = f"{vault.database}_back"
+    vault.run("restore", "--into", f"clickhouse://127.0.0.1:{vault.settings('a').port}/{name}")
+    vault.assert_restored(vault.open("a", name))

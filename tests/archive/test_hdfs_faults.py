@@ -9,7 +9,7 @@ import time
 
 import pytest
 from skywave_archive import restore as restoring
-from skywave_archive.source import Shard
+from skywave_archive.source import SourceShard
 from support.hadoop import Hdfs, HighlyAvailableHdfs
 from support.parts import running, wait_for
 from support.vault import Vault, days_ago
@@ -53,14 +53,14 @@ def test_01_a_client_killed_in_mid_upload_publishes_nothing_and_the_next_run_doe
 
 def test_02_an_error_in_our_row_generator_publishes_nothing(hdfs, hdfs_vault, clickhouse, monkeypatch):
     hdfs_vault.add(DAY, count=5000)
-    rows = Shard.rows
+    rows = SourceShard.rows
 
     def dying(self, table, day, clients=None):
         yield from rows(self, table, day, clients)
         raise StoreUnavailable("the store went away")
 
     with monkeypatch.context() as patch:
-        patch.setattr(Shard, "rows", dying)
+        patch.setattr(SourceShard, "rows", dying)
         assert "went away" in hdfs_vault.run("export", code=75)["stderr"]
     assert hdfs_vault.run("list")["days"] == []
     assert names(hdfs, hdfs_vault, "_staging") == []
@@ -86,14 +86,14 @@ def test_03_the_active_namenode_and_a_datanode_die_in_an_export_and_in_a_restore
         target = f'kind = "hdfs"\nurls = "{cluster.urls}"\npath = "{cluster.new_root()}"\ntimeout = 5\nretry_for = 60\n'
         vault = Vault({"1": f"port = {clickhouse.port}"}, database, target)
         vault.add(DAY, count=50_000)
-        rows, read_rows = Shard.rows, restoring.read_rows
+        rows, read_rows = SourceShard.rows, restoring.read_rows
 
         def exported(self, table, day, clients=None):
             for batch in rows(self, table, day, clients):
                 yield batch
                 dying(cluster.namenode, cluster.datanodes[0])
 
-        monkeypatch.setattr(Shard, "rows", exported)
+        monkeypatch.setattr(SourceShard, "rows", exported)
         vault.run("export")
         assert [death.join() for death in deaths] == [None]
         assert cluster.namenode.process.poll() is not None and cluster.datanodes[0].process.poll() is not None
@@ -294,7 +294,7 @@ def fragile_vault(fragile, clickhouse, database):
 def test_07_a_datanode_that_dies_in_mid_file_costs_a_second_reading(fragile, fragile_vault, clickhouse, monkeypatch):
     """With one replica, so that a file on the dead DataNode is surely lost."""
     fragile_vault.add(DAY, count=200_000)
-    rows = Shard.rows
+    rows = SourceShard.rows
     killed = []
 
     def slow(self, table, day, clients=None):
@@ -305,7 +305,7 @@ def test_07_a_datanode_that_dies_in_mid_file_costs_a_second_reading(fragile, fra
                 fragile.datanodes[0].kill()
 
     fragile_vault.configure("file_bytes = 65536")
-    monkeypatch.setattr(Shard, "rows", slow)
+    monkeypatch.setattr(SourceShard, "rows", slow)
     try:
         fragile_vault.run("export")
         complete(fragile_vault, clickhouse)
@@ -362,7 +362,7 @@ def test_09_a_quota_ends_in_try_again_and_is_named(fragile, fragile_vault, click
 
 def test_04_the_namenode_is_restarted_in_the_middle_of_an_export(fragile, fragile_vault, clickhouse, monkeypatch):
     fragile_vault.add(DAY, count=50_000)
-    rows = Shard.rows
+    rows = SourceShard.rows
     restarted = []
 
     def slow(self, table, day, clients=None):
@@ -374,7 +374,7 @@ def test_04_the_namenode_is_restarted_in_the_middle_of_an_export(fragile, fragil
                 restarted.append(thread)
                 thread.start()
 
-    monkeypatch.setattr(Shard, "rows", slow)
+    monkeypatch.setattr(SourceShard, "rows", slow)
     fragile_vault.run("export")
     restarted[0].join()
     fragile.wait()

@@ -5,7 +5,12 @@ from __future__ import annotations
 import json
 
 import pytest
-from skywave_archive.manifest import FORMAT
+from skywave_archive.datafile import read_rows
+from skywave_archive.errors import DamagedFile
+from skywave_archive.manifest import FORMAT, Manifest
+from skywave_archive.settings import Target
+from skywave_archive.tables import TELEMETRY
+from skywave_archive.targets.local import LocalTarget
 from support.vault import days_ago
 
 OLD, MID, NEW = days_ago(3), days_ago(2), days_ago(1)
@@ -147,6 +152,24 @@ def test_43_a_newer_manifest_version_is_refused_and_says_what_it_needs(filled, c
     assert f"format {FORMAT + 1}" in result["stderr"] and "9.1.0" in result["stderr"]
     assert dict(filled.outcomes(result))[str(OLD)] == "failed"
     filled.assert_restored(filled.open(database=f"{filled.database}_back"), days=(MID, NEW))
+
+
+def test_damage_in_a_footer_never_reaches_arrow(vault):
+    """Arrow aborts the process at some of these; a file whose hash is wrong is not shown to it."""
+    vault.add(NEW, count=200)
+    vault.run("export")
+    path = vault.files(NEW)[0]
+    target = LocalTarget(Target(kind="local", path=str(vault.archive)))
+    file = Manifest.decode(vault.manifest_path(NEW).read_bytes(), "").files[0]
+    content = path.read_bytes()
+    footer = len(content) - 8 - int.from_bytes(content[-8:-4], "little")
+    for at in range(footer, len(content), 7):
+        for bit in (0, 3, 6):
+            damaged = bytearray(content)
+            damaged[at] ^= 1 << bit
+            path.write_bytes(damaged)
+            with pytest.raises(DamagedFile):
+                list(read_rows(target, f"telemetry/day={NEW}/{file.name}", TELEMETRY, file))
 
 
 def test_a_damaged_account_is_found(filled):

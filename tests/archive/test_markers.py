@@ -8,7 +8,7 @@ from contextlib import closing
 from datetime import timedelta
 
 import pytest
-from skywave_archive.source import Shard
+from skywave_archive.source import SourceShard
 from skywave_archive.tables import TELEMETRY
 from support.vault import Vault, days_ago, today
 
@@ -73,7 +73,7 @@ def test_a_store_that_only_lost_rows_is_told_how_to_get_them_back(vault):
 
 def test_expire_makes_the_next_export_look_whatever_the_marker_says(vault, monkeypatch):
     vault.add(OLD)
-    monkeypatch.setattr(Shard, "markers", lambda _, table: {OLD: "same"} if table is TELEMETRY else {})
+    monkeypatch.setattr(SourceShard, "markers", lambda _, table: {OLD: "same"} if table is TELEMETRY else {})
     vault.run("export")
     vault.run("verify", "--level", "rows")
     vault.add(OLD, first=5001)
@@ -89,7 +89,7 @@ def test_a_day_whose_parts_merged_is_the_same_day(vault, monkeypatch):
     with closing(vault.open()) as store:
         store.query(f"OPTIMIZE TABLE {vault.database}.telemetry PARTITION '{DAY}' FINAL")
     assert vault.run("list")["days"][0]["store"] == "same"
-    monkeypatch.setattr(Shard, "rows", lambda *_: pytest.fail("its rows were read again"))
+    monkeypatch.setattr(SourceShard, "rows", lambda *_: pytest.fail("its rows were read again"))
     assert vault.outcomes(vault.run("export")) == [(str(DAY), "unchanged")]
     assert vault.run("export")["days"] == []
 

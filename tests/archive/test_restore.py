@@ -7,6 +7,9 @@ from contextlib import closing
 from datetime import timedelta
 
 import pytest
+from skywave_archive.errors import TargetFull
+from skywave_archive.shard_day import ShardDay
+from skywave_archive.targets.local import LocalTarget
 from support.cluster import Cluster
 from support.parts import running
 from support.vault import Vault, day_start, days_ago
@@ -14,10 +17,10 @@ from support.vault import Vault, day_start, days_ago
 from skywave import config
 from skywave.formats.messages import Produced
 from skywave.store.audit import audit
-from skywave.store.columns import Probe
 from skywave.store.shards import open_store
 
 DAYS = (days_ago(3), days_ago(2), days_ago(1))
+OLD, DAY = DAYS[1:]
 
 
 def url(clickhouse, name: str) -> str:
@@ -194,55 +197,76 @@ def test_what_is_restored_into_a_current_engine_is_as_if_it_had_been_inserted_th
     archived.assert_restored(opened(current_clickhouse, name))
 
 
-@pytest.mark.every_engine
-def test_expire_drops_a_day_only_when_the_archive_provably_has_it(archived):
-    with closing(archived.open()) as store:
-        store.record_streams([(client, Produced(client * 11, 3000, 0), 0) for client in range(1, 6)], 1)
-        before = audit(store)
+def test_rows_that_arrive_while_a_day_is_staged_stop_the_restore(vault, monkeypatch):
+    vault.add(DAY)
+    vault.run("export")
+    name = f"{vault.database}_back"
+    other = Vault(vault.stores, name, "")
+    original = ShardDay.end_file
 
-    def outcomes(*options, code=1):
-        return [
-            (d["outcome"], d["why"]) for d in archived.run("expire", "--older-than", "1d", *options, code=code)["days"]
-        ]
+    def arriving(self):
+        original(self)
+        if not other.ledger:
+            other.add(DAY, first=7001, count=10)
 
-    assert all(outcome == "kept" and "verify" in why for outcome, why in outcomes())
-    archived.run("verify", "--level", "checksum")
-    assert all(outcome == "kept" for outcome, _ in outcomes())
-    archived.run("verify", "--level", "rows", "--to", str(DAYS[1]))
-    archived.add(DAYS[0], first=9001, client=1, stream=11, count=5)  # late rows, not archived yet
-    assert [outcome for outcome, _ in outcomes("--dry-run")] == ["kept", "ready"]
-    assert [outcome for outcome, _ in outcomes()] == ["kept", "dropped"]
-    archived.run("export")
-    assert [outcome for outcome, _ in outcomes()] == ["kept"]  # the new generation is not verified
-    archived.run("verify", "--level", "rows", "--day", str(DAYS[0]))
-    file = archived.files(DAYS[0])[0]
-    content = file.read_bytes()
-    file.unlink()
-    assert outcomes() == [("kept", "its archive is damaged: missing")]
-    file.write_bytes(content)
-    assert [outcome for outcome, _ in outcomes(code=0)] == ["dropped"]
-    with closing(archived.open()) as store:
-        assert [
-            str(row[0]) for row in store.query(f"SELECT DISTINCT toString(day) FROM {store.database}.telemetry")
-        ] == [f"b'{DAYS[2]}'"]
-        after = audit(store)
-        assert after.total("missing") == before.total("missing") and after.total("expired") == 3000
-        # A batch of a dropped day that comes again after a year is known.
-        probe = Probe(3, 33, 101, "height", day_start(DAYS[0]), None)
-        assert store.existing([probe]) == {(3, 33, 101)}
-    # What has expired stays whole in the archive, whatever the nights bring.
-    assert archived.outcomes(archived.run("export")) == []
-    archived.run("export", "--day", str(DAYS[1]))
-    name = f"{archived.database}_all"
-    archived.run("restore", "--into", f"clickhouse://127.0.0.1:{archived.settings().port}/{name}")
-    archived.assert_restored(archived.open(database=name))
+    monkeypatch.setattr(ShardDay, "end_file", arriving)
+    into = ("--into", f"clickhouse://127.0.0.1:{vault.settings().port}/{name}")
+    assert "new rows" in vault.run("restore", *into, code=1)["stderr"]
+    with closing(other.open()) as store:
+        assert other.stored(store) == dict(other.ledger)
+    vault.run("restore", *into, "--merge")
+    vault.ledger[DAY] |= other.ledger[DAY]
+    vault.assert_restored(other.open())
+    other.remove()
 
 
-def test_expire_keeps_days_that_are_not_archived_or_not_sealed_or_younger(vault):
-    for n, day in enumerate(DAYS):
-        vault.add(day, first=1 + 1000 * n)
-    result = vault.run("expire", "--older-than", "2d", code=1)
-    assert [(d["day"], d["outcome"]) for d in result["days"]] == [(str(DAYS[0]), "kept")]
-    assert "not archived" in result["days"][0]["why"]
-    for age in ("0d", "90", "-1d", "xd", "d"):
-        vault.run("expire", "--older-than", age, code=2)
+def test_a_restore_resumed_in_another_order_of_shards_is_refused(vault, monkeypatch):
+    for client in (1, 2):
+        vault.add(DAY, client=client, stream=client)
+    vault.run("export")
+    port, names = vault.settings().port, [f"{vault.database}_{n}" for n in range(2)]
+    urls = [f"clickhouse://127.0.0.1:{port}/{name}" for name in names]
+    original = ShardDay.move_in
+
+    def dying(self, merge, complete):
+        if self.store.database == names[1]:
+            raise KeyboardInterrupt
+        return original(self, merge, complete)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(ShardDay, "move_in", dying)
+        vault.run("restore", "--into", urls[0], "--into", urls[1], code=75)
+    vault.run("restore", "--into", urls[1], "--into", urls[0], code=1)
+    vault.run("restore", "--into", urls[0], "--into", urls[1])
+    vault.assert_restored(*(vault.open(database=name) for name in names))
+
+
+def test_a_restore_needs_no_room_in_the_archive(vault, crasher, monkeypatch):
+    vault.add(OLD)
+    vault.run("export")
+    vault.add(DAY, first=5001)
+    assert crasher.run("export", "--config", str(vault.path), step=12) is None
+    assert list((vault.archive / "_staging").iterdir())
+
+    def full(*_):
+        raise TargetFull("quota")
+
+    monkeypatch.setattr(LocalTarget, "create", full)
+    name = f"{vault.database}_back"
+    vault.run("restore", "--into", f"clickhouse://127.0.0.1:{vault.settings().port}/{name}")
+    vault.assert_restored(vault.open(database=name), days=(OLD,))
+
+
+def test_a_day_of_more_parts_than_the_target_may_have_is_merged_before_it_moves(vault, monkeypatch):
+    monkeypatch.setattr("skywave_archive.shard_day.MAX_PARTS", 2)
+    for n in range(6):
+        vault.add(DAY, first=1 + 1000 * n)
+        vault.run("export")
+    name = f"{vault.database}_back"
+    vault.run("restore", "--into", f"clickhouse://127.0.0.1:{vault.settings().port}/{name}")
+    target = vault.open(database=name)
+    parts = target.query(
+        f"SELECT count() FROM system.parts WHERE active AND database = '{target.database}' AND table = 'telemetry'"
+    )
+    assert parts[0][0] <= 2
+    vault.assert_restored(target)

@@ -13,7 +13,7 @@ MANY = 50
 
 @pytest.fixture
 def few(monkeypatch):
-    monkeypatch.setattr("skywave_archive.ranges.MAX_RANGES", MANY)
+    monkeypatch.setattr("skywave_archive.streams.MAX_RANGES", MANY)
 
 
 def back(vault):
@@ -78,7 +78,7 @@ def test_a_manifest_of_before_there_was_a_bound_is_read_added_to_replaced_and_ex
     vault.add(OLD)
     vault.run("export")
     assert (vault.manifest(OLD)["format"], ranges(vault.manifest(OLD))) == (1, {1: 1, 7: 400})
-    monkeypatch.setattr("skywave_archive.ranges.MAX_RANGES", MANY)
+    monkeypatch.setattr("skywave_archive.streams.MAX_RANGES", MANY)
     vault.add(OLD, client=7, first=9001, count=10, step=2)
     vault.run("export")
     assert [vault.manifest(OLD, 2)[name] for name in ("rows", "scattered")] == [1410, [7]]

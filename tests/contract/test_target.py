@@ -8,6 +8,7 @@ import threading
 import pytest
 from skywave_archive.errors import AlreadyExists, NotFound, TargetDenied
 from skywave_archive.settings import Target
+from skywave_archive.targets.local import LocalTarget
 from skywave_archive.targets.opening import open_target
 
 
@@ -147,3 +148,18 @@ def test_put_writes_a_small_file_over_what_a_failed_try_left(target):
     target.create("a", [b"hal"])
     target.put("a", b"half no more")
     assert target.read_bytes("a") == b"half no more"
+
+
+def test_a_local_rename_cut_between_its_two_calls_can_be_done_again(tmp_path):
+    target = LocalTarget(Target(kind="local", path=str(tmp_path)))
+    target.create("a", [b"x"])
+    os.link(tmp_path / "a", tmp_path / "b")
+    target.rename("a", "b")
+    assert [entry.name for entry in target.entries("")] == ["b"]
+
+
+def test_a_listing_survives_entries_that_vanish(tmp_path):
+    target = LocalTarget(Target(kind="local", path=str(tmp_path)))
+    target.create("a", [b"x"])
+    (tmp_path / "dangling").symlink_to(tmp_path / "nowhere")
+    assert [entry.name for entry in target.entries("")] == ["a", "dangling"]

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import importlib
 import itertools
 import math
+import pkgutil
 import struct
 from datetime import date, timedelta
 
@@ -11,6 +13,7 @@ import click
 import numpy as np
 import pyarrow as pa
 import pytest
+import skywave_archive
 from clickhouse_cityhash.cityhash import CityHash64
 from hypothesis import given
 from hypothesis import strategies as st
@@ -18,12 +21,13 @@ from skywave_archive import settings
 from skywave_archive.errors import BrokenManifest, NewerManifest
 from skywave_archive.manifest import File, Manifest, ShardState, parse_name
 from skywave_archive.options import parse_subset, parse_url
-from skywave_archive.ranges import Collector, Ranges, StreamName
 from skywave_archive.source import names_of
+from skywave_archive.streams import Collector, StreamName
 from skywave_archive.tables import TELEMETRY, add, digest, row_hashes
 from skywave_archive.verify import in_subset
 
-from skywave.errors import ConfigError
+from skywave.errors import EXIT_DATA, EXIT_TRY_LATER, EXIT_USAGE, ConfigError
+from skywave.formats.spans import Spans
 
 U64 = (1 << 64) - 1
 numbers = st.lists(
@@ -31,7 +35,7 @@ numbers = st.lists(
 )
 
 
-def collected(*parts: list[int]) -> Ranges:
+def collected(*parts: list[int]) -> Spans:
     collector = Collector()
     for part in parts:
         collector.add(
@@ -46,7 +50,7 @@ def collected(*parts: list[int]) -> Ranges:
     return collector.finish()[StreamName(1, 9)]
 
 
-def as_set(ranges: Ranges) -> set[int]:
+def as_set(ranges: Spans) -> set[int]:
     return {n for first, last in ranges.pairs() for n in range(first, last + 1)}
 
 
@@ -54,9 +58,9 @@ def as_set(ranges: Ranges) -> set[int]:
 def test_ranges_are_the_numbers_they_were_made_of(one, other):
     ranges = collected(one, other)
     assert as_set(ranges) == {*one, *other}
-    assert ranges.numbers == len({*one, *other})
+    assert ranges.count == len({*one, *other})
     assert all(a[1] + 1 < b[0] for a, b in itertools.pairwise(ranges.pairs()))
-    assert as_set(collected(one).union(collected(other))) == {*one, *other}
+    assert as_set(collected(one) | collected(other)) == {*one, *other}
 
 
 @given(numbers, numbers)
@@ -72,28 +76,28 @@ def rows_of(client: int, stream: int, numbers) -> pa.RecordBatch:
 
 
 def test_ranges_of_a_client_stay_bounded_and_its_neighbours_are_kept_whatever_its_numbers_look_like(monkeypatch, rng):
-    monkeypatch.setattr("skywave_archive.ranges.MAX_RANGES", 100)
-    monkeypatch.setattr("skywave_archive.ranges.MAX_CHUNKS", 500)
+    monkeypatch.setattr("skywave_archive.streams.MAX_RANGES", 100)
+    monkeypatch.setattr("skywave_archive.streams.MAX_CHUNKS", 500)
     every_other = [rows_of(2, 9, range(1, 1001, 2))]
     far_apart = [rows_of(3, 9, sorted(rng.getrandbits(64) | 1 for _ in range(1000)))]
     a_stream_each = [rows_of(4, n + 1, [1]) for n in range(1000)]
     collector = Collector()
     for batch in (rows_of(1, 9, range(1, 1001)), *every_other, *far_apart, *a_stream_each, rows_of(5, 9, [1, 7])):
         collector.add(batch)
-        assert sum(map(len, collector._open.values())) <= 500
+        assert collector.chunks <= 500
     found = {name: ranges.pairs() for name, ranges in collector.finish().items()}
-    assert found == {StreamName(1, 9): [[1, 1000]], StreamName(5, 9): [[1, 1], [7, 7]]}
+    assert found == {StreamName(1, 9): [(1, 1000)], StreamName(5, 9): [(1, 1), (7, 7)]}
     assert collector.scattered == {2, 3, 4}
     assert collector.rows == {1: 1000, 2: 500, 3: 1000, 4: 1000, 5: 2}
 
 
 def test_numbers_that_only_end_up_in_order_are_not_scattered(monkeypatch):
     """A client's rows come key by key: until its last key, its numbers have a gap at each other one."""
-    monkeypatch.setattr("skywave_archive.ranges.MAX_RANGES", 100)
+    monkeypatch.setattr("skywave_archive.streams.MAX_RANGES", 100)
     collector = Collector()
     for key in range(5):
         collector.add(rows_of(1, 9, range(1 + key, 10_001, 5)))
-    assert collector.finish()[StreamName(1, 9)].pairs() == [[1, 10_000]]
+    assert collector.finish()[StreamName(1, 9)].pairs() == [(1, 10_000)]
 
 
 def _hash(row: tuple) -> int:
@@ -145,7 +149,7 @@ def manifest() -> Manifest:
     return Manifest(
         "telemetry", date(2026, 11, 20), 3, True, "2026-11-21T01:00:00Z", "0.1.0", {"1": "CREATE TABLE…"}, [["seq", "UInt64"]],
         {"1": ShardState(2, U64, "1:2", "18.16.1")}, [File("a.parquet", "1", 2, U64, 10, "ab", 1, 2, -5, 5)],
-        {StreamName(1, U64): Ranges.of([[1, 2], [5, U64]])}, {8: 3}, ["old.parquet"],
+        {StreamName(1, U64): Spans.of([[1, 2], [5, U64]])}, {8: 3}, ["old.parquet"],
     )  # fmt: skip
 
 
@@ -153,7 +157,7 @@ def test_a_manifest_comes_back_as_it_was():
     one = manifest()
     other = Manifest.decode(one.encode(), "x")
     assert other.encode() == one.encode()
-    assert other.streams[StreamName(1, U64)].pairs() == [[1, 2], [5, U64]]
+    assert other.streams[StreamName(1, U64)].pairs() == [(1, 2), (5, U64)]
     assert (other.files, other.shards, other.unnamed_rows) == (one.files, one.shards, one.unnamed_rows)
     assert parse_name(one.name) == (one.day, 3)
 
@@ -296,3 +300,16 @@ def test_a_relative_folder_of_an_archive_counts_from_its_file(tmp_path, monkeypa
     (tmp_path / "a.toml").write_text('metrics_file = "m.prom"\n[target]\nkind = "local"\npath = "days"\n')
     found = load(str(tmp_path / "a.toml"))
     assert found.target.path == str(tmp_path / "days") and found.metrics_file == str(tmp_path / "m.prom")
+
+
+def test_every_error_of_the_archive_stands_in_its_tree_with_an_exit_code():
+    for module in pkgutil.walk_packages(skywave_archive.__path__, "skywave_archive."):
+        if not module.name.endswith("__main__"):
+            importlib.import_module(module.name)
+
+    def below(kind: type) -> list[type]:
+        return [one for sub in kind.__subclasses__() for one in (sub, *below(sub))]
+
+    mine = [kind for kind in below(Exception) if kind.__module__.startswith("skywave_archive")]
+    assert {kind.__module__ for kind in mine} == {"skywave_archive.errors"}
+    assert {kind.exit_code for kind in mine} == {EXIT_DATA, EXIT_USAGE, EXIT_TRY_LATER}

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from skywave.formats.spans import NOTHING, Spans
+from skywave.formats.spans import NOTHING, Bitmap, Spans
 
 TOP = 2**64 - 1
 NEAR = st.integers(0, 40) | st.integers(TOP - 40, TOP)
@@ -29,7 +30,10 @@ def test_ranges_do_what_sets_of_their_numbers_do(one, other):
     assert members(a) == numbers(one)
     assert members(a & b) == numbers(one) & numbers(other)
     assert members(a - b) == numbers(one) - numbers(other)
-    assert members(Spans.union([a, b])) == numbers(one) | numbers(other)
+    assert members(Spans.union([a, b])) == members(a | b) == numbers(one) | numbers(other)
+    assert bool(a) == bool(numbers(one))
+    probes = [*range(60), *range(TOP - 60, TOP + 1)]
+    assert a.contain(np.array(probes, np.uint64)).tolist() == [probe in numbers(one) for probe in probes]
     assert a.count == len(numbers(one))
     assert a.highest == max(numbers(one), default=0)
     for spans in (a, b, a & b, a - b, Spans.union([a, b])):
@@ -43,3 +47,16 @@ def test_what_is_counted_may_be_as_long_as_64_bits_allow():
     assert everything.count == TOP
     assert (everything - Spans.of([(5, 6), (TOP, TOP)])).pairs() == [(1, 4), (7, TOP - 1)]
     assert Spans.of([(7, 3)]).count == NOTHING.count == Spans.union([]).count == 0
+
+
+@settings(deadline=None)
+@given(st.lists(st.lists(NEAR | st.integers(65_500, 65_600), min_size=1, max_size=80), max_size=5))
+def test_a_bitmap_knows_what_came_and_refuses_what_would_take_too_much(parts):
+    bitmap, chunks = Bitmap(), 0
+    for part in parts:
+        chunks += bitmap.add(np.array(part, np.uint64), 3)
+    came = {number for part in parts for number in part}
+    assert members(bitmap.spans()) == came
+    assert chunks == len({number >> 16 for number in came})
+    assert bitmap.add(np.array([1 << 20, 1 << 30, 1 << 40], np.uint64), 2) == 3
+    assert members(bitmap.spans()) == came

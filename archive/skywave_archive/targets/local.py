@@ -5,7 +5,6 @@ What the folder's file system does must be atomic: any local one, not NFS.
 
 from __future__ import annotations
 
-import contextlib
 import errno
 import os
 import shutil
@@ -47,7 +46,7 @@ class LocalTarget(Target):
                 return []
             entries = []
             for one in found:
-                with contextlib.suppress(FileNotFoundError):  # moved away meanwhile
+                with suppress(FileNotFoundError):  # moved away meanwhile
                     entries.append(_entry(one.name, one.stat(follow_symlinks=False)))
             return entries
 

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    from ..settings import Target as Settings
+from ..settings import Target as Settings
 from .target import Target
 
 

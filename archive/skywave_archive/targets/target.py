@@ -11,6 +11,7 @@ from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
 from skywave.errors import SkywaveError
+from skywave.process.backoff import Backoff
 
 from ..errors import AlreadyExists, TargetUnavailable
 
@@ -74,8 +75,8 @@ class Target(ABC):
     def free_bytes(self) -> int | None:
         """Bytes that may still be written, quota and replicas considered; None if it cannot be told."""
 
-    def problems(self) -> list[str]:
-        """What is wrong with the target, for ``check``."""
+    def problems(self, folder: str) -> list[str]:  # noqa: ARG002
+        """What is wrong with the target, for ``check``; works in ``folder`` and leaves nothing there."""
         return []
 
     def prove(self, folder: str) -> None:  # noqa: B027
@@ -124,8 +125,7 @@ class Attempt:
 def attempts(seconds: float) -> Iterator[Attempt]:
     """Tries with growing pauses: ``for attempt in attempts(60): …`` until it returns or ``attempt.failed`` raises."""
     deadline = time.monotonic() + seconds
-    pause = 0.1
+    pause = Backoff(0.2, 5.0)
     while True:
         yield Attempt(deadline)
-        time.sleep(min(pause, max(0.0, deadline - time.monotonic())))
-        pause = min(pause * 1.7, 5.0)
+        time.sleep(min(pause.next(), max(0.0, deadline - time.monotonic())))

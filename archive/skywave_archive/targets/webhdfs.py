@@ -23,7 +23,8 @@ from urllib.parse import urlparse
 import hdfs
 import requests
 
-from ..archive import STAGING
+from skywave.process.backoff import Backoff
+
 from ..errors import AlreadyExists, NotFound, TargetDenied, TargetError, TargetFull, TargetUnavailable, TargetUnsafe
 from ..settings import Target as Settings
 from .target import Entry, Target, attempts
@@ -133,20 +134,21 @@ class WebHdfsTarget(Target):
             if status is None:
                 raise NotFound(f"{path}: not found")
             end = status.size
-        progress = time.monotonic()
+        progress, pause = time.monotonic(), Backoff(0.4, 5.0)
         while at < end:
             try:
                 with self._open(path, at, end - at) as answer:
                     for chunk in answer.iter_content(_CHUNK):
                         at += len(chunk)
                         progress = time.monotonic()
+                        pause.reset()
                         yield chunk
                 if at < end:
                     raise requests.ConnectionError(f"{end - at} bytes are missing at the end")
             except requests.RequestException as error:
                 if time.monotonic() - progress >= self.retry_for:
                     raise _translated(error, path) from error
-                time.sleep(0.2)
+                time.sleep(pause.next())
 
     def _open(self, path: str, offset: int, length: int) -> Any:
         return self._call(path, lambda client, full: client._open(full, offset=offset, length=length))
@@ -179,13 +181,13 @@ class WebHdfsTarget(Target):
         quota = int(content.get("spaceQuota", -1))
         return None if quota < 0 else max(0, quota - int(content["spaceConsumed"]))
 
-    def problems(self) -> list[str]:
+    def problems(self, folder: str) -> list[str]:
         """See ``Target.problems``."""
         found = []
         for url in self._settings.addresses:
             try:
                 with suppress(TargetUnavailable):  # a standby, say; the one that works is tried by all who write
-                    WebHdfsTarget(replace(self._settings, urls=url, retry_for=0)).prove(STAGING)
+                    WebHdfsTarget(replace(self._settings, urls=url, retry_for=0)).prove(folder)
                 with _session() as session:
                     query = {"qry": "Hadoop:service=NameNode,name=NameNodeInfo"}
                     answer = session.get(f"{url.rstrip('/')}/jmx", params=query, timeout=self._settings.timeout)

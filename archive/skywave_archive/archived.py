@@ -10,12 +10,12 @@ from .archive import day_folder
 from .datafile import read_rows
 from .errors import DamagedFile
 from .manifest import Manifest
-from .ranges import in_streams
+from .streams import in_streams
 from .tables import Hashes, Table, row_hashes
 from .targets.target import Target
 
 
-class Known:
+class ArchivedRows:
     """The rows that a generation holds, by identity; without a manifest, none. Rows without numbers, and those whose
     numbers the manifest does not name, are told by a hash.
 
@@ -24,7 +24,6 @@ class Known:
 
     def __init__(self, target: Target, table: Table, manifest: Manifest | None = None, lenient: bool = False) -> None:
         self._table, self._lenient = table, lenient
-        self.files = manifest.files if manifest else []
         self._streams = manifest.streams if manifest else {}
         self._unnamed = np.empty(0, np.uint64)
         if manifest and manifest.unnamed_rows:
@@ -32,12 +31,12 @@ class Known:
 
     @property
     def unnamed(self) -> int:
-        """How many rows without numbers are known."""
+        """How many rows without numbers there are."""
         return len(self._unnamed)
 
     def _read_unnamed(self, target: Target, manifest: Manifest) -> Hashes:
         parts = [self._unnamed]
-        for file in self.files:
+        for file in manifest.files:
             if any(file.first_client <= client <= file.last_client for client in manifest.unnamed_rows):
                 path = f"{day_folder(manifest.table, manifest.day)}/{file.name}"
                 try:
@@ -51,16 +50,16 @@ class Known:
         return np.sort(np.concatenate(parts))
 
     def count_unnamed(self, rows: pa.RecordBatch) -> int:
-        """How many of a batch's rows without numbers are known."""
+        """How many of a batch's rows without numbers are among them."""
         others = self._others(rows)
         return int(self._in_unnamed(others).sum()) if others.num_rows else 0
 
     def mask(self, batch: pa.RecordBatch) -> NDArray[np.bool_]:
-        """For each row, whether it is known."""
-        known = self._named(batch)
-        if len(self._unnamed) and not known.all():
-            known[~known] = self._in_unnamed(batch.filter(pa.array(~known)))
-        return known
+        """For each row of a batch, whether it is among them."""
+        found = self._named(batch)
+        if len(self._unnamed) and not found.all():
+            found[~found] = self._in_unnamed(batch.filter(pa.array(~found)))
+        return found
 
     def _named(self, batch: pa.RecordBatch) -> NDArray[np.bool_]:
         """For each row, whether it is told by its number."""
