@@ -165,13 +165,13 @@ def _list_accepted(settings: config.Server, client_id: int | None, as_json: bool
 def _note_accepted(settings: config.Server, changes: list[tuple[str, What]], reason: str, name: str) -> list[Entry]:
     """Puts the changes on record, one after the other: each is judged by the account as the ones before have left it."""
     from ..store.accepting import note
-    from ..store.shards import place
+    from ..store.shards import shard_of
 
     name = name or os.environ.get("SUDO_USER") or getpass.getuser()
     noted = []
     with opened_stores(settings) as stores:
         for kind, what in changes:
-            noted += note(stores, place(settings.store), kind, what, reason.strip(), name)
+            noted += note(stores, shard_of(settings.store), kind, what, reason.strip(), name)
     return noted
 
 

@@ -13,7 +13,7 @@ from ..errors import ConfigError, PoisonError
 from ..mqtt.events import Message
 from ..process.times import boottime, utc_today
 from ..store.columns import Rejected
-from ..store.shards import place
+from ..store.shards import shard_of
 from ..store.store import Store
 from .admission import Admission, build_block, digest_stream
 
@@ -79,7 +79,7 @@ def replay(
     row = get(stores, sha256, client_id, batch)
     if not row.client_id:
         raise PoisonError(row.reason)
-    store = stores[place(settings.store)(row.client_id)]
+    store = stores[shard_of(settings.store)(row.client_id)]
     properties: dict[str, str] = json.loads(row.properties or "{}")
     content_type = properties.pop("content_type", "")
     if "attempt" in properties:

@@ -45,12 +45,12 @@ Wanted = tuple[int, int, int, int]
 
 
 def record(
-    stores: Sequence[Store], place: Callable[[int], int], wanted: Sequence[Wanted], what: str, reason: str, name: str
+    stores: Sequence[Store], shard_of: Callable[[int], int], wanted: Sequence[Wanted], what: str, reason: str, name: str
 ) -> list[Entry]:
-    """Puts it on record in the shards of the clients (``place``); returns the entries. Raises ``StoreUnavailable``."""
+    """Puts it on record in the shards of the clients (``shard_of``); returns the entries. Raises ``StoreUnavailable``."""
     noted = []
     for number, store in enumerate(stores):
-        own = [numbers for numbers in wanted if place(numbers[0]) == number]
+        own = [numbers for numbers in wanted if shard_of(numbers[0]) == number]
         if not own:
             continue
         if not _there(store):

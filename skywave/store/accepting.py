@@ -50,11 +50,11 @@ class What(NamedTuple):
 
 
 def note(
-    stores: Sequence[Store], place: Callable[[int], int], kind: str, what: What, reason: str, name: str
+    stores: Sequence[Store], shard_of: Callable[[int], int], kind: str, what: What, reason: str, name: str
 ) -> list[Entry]:
     """Puts on record that the numbers of ``what`` are ``kind``, or takes that back; returns the new entries.
 
-    ``stores`` are the shards, ``place`` tells the shard of a client. Raises ``ConfigError`` if it cannot be so, and
+    ``stores`` are the shards, ``shard_of`` tells the shard of a client. Raises ``ConfigError`` if it cannot be so, and
     ``StoreUnavailable``.
     """
     if kind == TAKEN_BACK:
@@ -62,7 +62,7 @@ def note(
     else:
         accounts = [account for store in stores for account in audit(store, what.client_id).streams]
         wanted = (lost if kind == LOST else void)(accounts, what)
-    return record(stores, place, wanted, kind, reason, name)
+    return record(stores, shard_of, wanted, kind, reason, name)
 
 
 def lost(accounts: Iterable[StreamAccount], what: What) -> list[Wanted]:
