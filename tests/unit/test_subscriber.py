@@ -30,7 +30,7 @@ JSON = b'{"created_at": 1, "data_key": "k", "data_value": 1}'
 class Wire:
     """A link to one broker: what a subscriber sends over it is noted, what a broker sends is given to it."""
 
-    def __init__(self, brokers, _name, _subscriptions, on_up, on_down, on_message, will, session_expiry):
+    def __init__(self, brokers, *_, on_up, on_message, session_expiry, **__):
         self.address = f"{brokers[0].host}:{brokers[0].port}"
         self.on_up, self.hear = on_up, on_message
         self.connected, self.session_present, self.session_expiry = True, False, session_expiry
@@ -64,28 +64,27 @@ class Wire:
         return set(topics.ALL_DATA_SHARED) <= self.subscribed
 
 
-@pytest.fixture
-def subscribed(monkeypatch):
-    """Makes a subscriber, or a process that has one, whose links are wires."""
+@pytest.fixture(autouse=True)
+def wires(monkeypatch):
+    """The links of every subscriber are wires."""
     monkeypatch.setattr(subscriber_module, "Link", Wire)
-    return Subscriber
 
 
 @pytest.fixture
-def server(subscribed):
+def server():
     """A subscriber with one link that is up, its inbox of 1 MiB, and what goes over the wire."""
     settings = config.parse({"name": "a", "mqtt": {"port": 1}, "ingest": {"pause_after": 0.1}}, config.Server)
     inbox = Inbox(1 << 20)
-    subscriber = subscribed(settings, [inbox])
+    subscriber = Subscriber(settings, [inbox])
     (wire,) = subscriber.links
     wire.comes_up()
     return subscriber, inbox, wire
 
 
-def test_what_a_broker_remembers_of_a_client_that_moved_on_is_passed_over(subscribed):
+def test_what_a_broker_remembers_of_a_client_that_moved_on_is_passed_over():
     settings = config.parse({"mqtt": {"port": 1, "others": "127.0.0.1:2"}}, config.Server)
     inbox = Inbox(1 << 20)
-    subscriber = subscribed(settings, [inbox])
+    subscriber = Subscriber(settings, [inbox])
     old, new = subscriber.links
     offline = Message(topics.client_status(7), b"offline", retained=True)
 
@@ -127,7 +126,7 @@ def test_json_is_answered_when_it_is_committed_and_a_batch_when_it_is_read(serve
 
 
 def test_json_that_the_broker_sends_again_while_it_is_held_is_held_once(server):
-    subscriber, inbox, wire = server
+    _, inbox, wire = server
     hear(server, Message(topics.data(7), JSON, packet_id=1))
     wire.comes_up(session=True)
     hear(server, Message(topics.data(7), JSON, packet_id=1, dup=True))
@@ -137,7 +136,7 @@ def test_json_that_the_broker_sends_again_while_it_is_held_is_held_once(server):
 
 
 def test_after_the_broker_forgot_the_session_no_later_message_is_answered_by_an_earlier_one(server, caplog):
-    subscriber, inbox, wire = server
+    _, inbox, wire = server
     hear(server, Message(topics.data(7), JSON, packet_id=1))
     wire.comes_up()
     assert "kept nothing" in caplog.text
@@ -178,7 +177,7 @@ def test_a_client_that_fills_its_share_does_not_stop_the_others(server):
 
 
 def test_batches_that_waited_in_the_broker_are_looked_up(server):
-    subscriber, inbox, wire = server
+    _, inbox, wire = server
     wire.comes_up(session=True)
     batch = Message(topics.data(7), b"", CONTENT_TYPE)
     hear(
@@ -213,9 +212,9 @@ def test_beside_other_servers_a_broker_keeps_a_session_for_a_minute(server):
     assert wire.connected_for == [KEPT_BESIDE_OTHERS_S, KEPT_S], "somebody cleared its status"
 
 
-def test_a_shard_that_is_away_does_not_take_all_that_may_be_unanswered(subscribed):
+def test_a_shard_that_is_away_does_not_take_all_that_may_be_unanswered():
     settings = config.parse({"name": "a", "mqtt": {"port": 1}}, config.Server)
-    subscriber = subscribed(settings, [Inbox(64 << 20), Inbox(64 << 20)], lambda client_id: client_id % 2)
+    subscriber = Subscriber(settings, [Inbox(64 << 20), Inbox(64 << 20)], lambda client_id: client_id % 2)
     (wire,) = subscriber.links
     wire.comes_up()
     server = subscriber, None, wire
@@ -256,7 +255,7 @@ def test_a_server_that_waits_for_a_frozen_store_is_not_stuck():
     assert "has not moved" in process._health(), "what does not wait for the store is stuck"
 
 
-def test_a_server_that_hears_of_waiting_readings_and_gets_none_says_so(subscribed):
+def test_a_server_that_hears_of_waiting_readings_and_gets_none_says_so():
     process = ServerProcess(config.parse({"name": "s"}, config.Server))
     late = ClientStatus(True, "1", oldest_unacked_s=2 * UNHEARD_S)
     (wire,) = process.subscriber.links
