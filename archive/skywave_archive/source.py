@@ -86,7 +86,7 @@ class Shard:
 
     def version(self) -> str:
         """The database's version."""
-        return text(self.store.query("SELECT version()")[0][0])
+        return self.store.version()
 
     def ddl(self, table: Table) -> str:
         """The statement that made the table."""
@@ -173,14 +173,8 @@ class Shard:
 
     def replica_lag(self) -> int | None:
         """Seconds by which the most delayed table of this replica is behind; None if nothing is replicated."""
-        if not _knows_replicas(self.store):
-            return None
-        rows = self.store.query(
-            "SELECT count(), toUInt64(max(absolute_delay)), toUInt64(sum(is_readonly)) FROM system.replicas"
-            f" WHERE database = '{self.store.database}'"
-        )
-        count, delay, readonly = rows[0]
-        return None if not count else 1 << 31 if readonly else int(delay)
+        found = self.store.replication()
+        return None if not found.tables else 1 << 31 if found.read_only else found.delay_s
 
     def check_columns(self, table: Table) -> None:
         """Raises ``SchemaChanged`` if the table's columns are not those that are archived."""

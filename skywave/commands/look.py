@@ -15,8 +15,8 @@ from ..errors import ConfigError
 from ..process.visible import say, say_document, say_json, visible
 
 if TYPE_CHECKING:
-    from ..store.accepted import Entry
     from ..store.accepting import What
+    from ..store.accounts import Entry
 from .group import (
     any_settings,
     config_option,
@@ -104,7 +104,7 @@ def audit(
 
     What is doubled cannot be accepted: it is in the table, and can be deleted there.
     """
-    from ..store.accepted import LOST, TAKEN_BACK, VOID
+    from ..store.accounts import LOST, TAKEN_BACK, VOID
 
     settings = config.load(path, config.Server)
     changes = [(TAKEN_BACK, what) for what in takes_back]
@@ -125,7 +125,7 @@ def audit(
 def _account(settings: config.Server, client_id: int | None) -> dict[str, Any]:
     from ..errors import StoreUnavailable
     from ..process.asking import fetch
-    from ..store.audit import audit_shards
+    from ..store.accounts import audit_shards
 
     try:
         return audit_shards(open_stores(settings), client_id).as_json()
@@ -151,11 +151,10 @@ def _show_account(document: dict[str, Any], as_json: bool) -> None:
 def _list_accepted(settings: config.Server, client_id: int | None, as_json: bool) -> None:
     from rich.console import Console
 
-    from ..store import accepted
     from . import view
 
     with opened_stores(settings) as stores:
-        entries = [entry.as_json() for store in stores for entry in accepted.entries(store, client_id)]
+        entries = [entry.as_json() for store in stores for entry in store.accepted(client_id)]
     if as_json:
         say_json({"accepted": entries})
     else:

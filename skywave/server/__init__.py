@@ -1,4 +1,4 @@
 """The centre: batches from the broker into ClickHouse, acknowledgements back. Never imports ``skywave.client``.
 
-A message goes from ``subscriber`` through ``inbox`` to ``ingest``, whose steps are ``admission``, ``inserting`` and ``recording``.
+A message goes from ``subscriber`` through ``inbox`` to ``ingest``: ``admission``, ``inserting``, ``recording``, the answer.
 """

@@ -21,8 +21,8 @@ from ..formats import topics
 from ..formats.messages import EARLIEST, ClientStatus
 from ..process.times import utc_today
 from ..process.visible import visible
+from ..store.delivery import Delivery
 from ..store.shards import shard_suffix
-from ..store.store import Store
 from . import poison
 from .admission import MAX_INSERT_BYTES, Admission
 from .figures import ShardFigures
@@ -51,7 +51,7 @@ class Ingest:
         settings: config.Server,
         inbox: Inbox,
         subscriber: Subscriber,
-        store: Store,
+        store: Delivery,
         stopping: threading.Event,
         shard: int = 0,
     ) -> None:

@@ -17,7 +17,7 @@ from datetime import date
 from ..errors import StoreBusy
 from ..formats.batch import Name
 from ..process.times import boottime
-from ..store.store import Store
+from ..store.delivery import Delivery
 from .admission import MAX_INSERT_BYTES, Admitted, build_block
 from .figures import ShardFigures
 from .patience import Patience
@@ -29,7 +29,7 @@ REMEMBERED_BATCHES = 200_000
 class Inserter:
     """``max_rows`` bounds one INSERT."""
 
-    def __init__(self, max_rows: int, store: Store, patience: Patience, figures: ShardFigures) -> None:
+    def __init__(self, max_rows: int, store: Delivery, patience: Patience, figures: ShardFigures) -> None:
         self._max_rows = max_rows
         self._store, self._patience, self._figures = store, patience, figures
         self._committed: OrderedDict[Name, None] = OrderedDict()

@@ -25,8 +25,8 @@ LINES_A_DAY = 100
 """Most lines in the log that a client's messages bring about in a day."""
 
 
-class Account(NamedTuple):
-    """What is recorded of a client's status."""
+class Report(NamedTuple):
+    """What a client says of its streams and its losses."""
 
     streams: list[Produced]
     dropped: list[Dropped]
@@ -81,8 +81,8 @@ class Limits:
                       " acknowledged: %s", row.client_id, visible(row.reason, MAX_REASON))  # fmt: skip
         return False
 
-    def account(self, client_id: int, status: ClientStatus) -> Account:
-        """The account in a status, with only so many streams and declared losses as are recorded of a client in a day."""
+    def report(self, client_id: int, status: ClientStatus) -> Report:
+        """What is recorded of a status, with only so many streams and declared losses as are recorded of a client in a day."""
         usage = self._used[client_id]
         # The present stream comes last, and matters most.
         named = _within([item.stream for item in reversed(status.streams)], usage.streams, STREAMS_A_DAY)
@@ -94,7 +94,7 @@ class Limits:
                 f"its account is too long: {len(status.streams)} streams, {len(status.dropped)} declared losses; "
                 f"recorded are {STREAMS_A_DAY} and {DROPS_A_DAY} a day, the rest tomorrow",
             )
-        return Account(streams, list(dropped))
+        return Report(streams, list(dropped))
 
 
 def _within(items: Sequence[H], known: set[H], most: int) -> dict[H, None]:

@@ -6,34 +6,34 @@ import time
 from dataclasses import replace
 
 from ..formats.messages import MAX_TOLD, ClientStatus, Dropped, Produced, Range
-from ..store.store import Store
+from ..store.delivery import Delivery
 from .figures import ShardFigures
 from .group import Group
-from .limits import Account, Limits
+from .limits import Limits, Report
 from .patience import Patience
 
 
 class Recorder:
     """Keeps the clients' accounts in the store and their statuses in the figures, and tells which accounts are kept."""
 
-    def __init__(self, store: Store, patience: Patience, limits: Limits, figures: ShardFigures) -> None:
+    def __init__(self, store: Delivery, patience: Patience, limits: Limits, figures: ShardFigures) -> None:
         self._store, self._patience, self._limits, self._figures = store, patience, limits, figures
-        self._recorded: dict[int, Account] = {}
+        self._recorded: dict[int, Report] = {}
         self._named: dict[int, set[int]] = {}
 
     def record(self, group: Group) -> None:
         """Records what is new in a group's statuses, and adds that to its replies. Raises ``Stopped``."""
         now = time.time_ns() // 1000
-        accounts: dict[int, Account] = {}
+        reports: dict[int, Report] = {}
         streams: list[tuple[int, Produced, int]] = []
         dropped: list[tuple[int, Dropped]] = []
         for client_id, status in group.statuses.items():
             self._remember(client_id, status)
-            accounts[client_id] = account = self._limits.account(client_id, status)
-            if any(account) and self._recorded.get(client_id) != account:
+            reports[client_id] = report = self._limits.report(client_id, status)
+            if any(report) and self._recorded.get(client_id) != report:
                 oldest = now - int(status.oldest_unacked_s * 1e6) if status.oldest_unacked_s else 0
-                streams += [(client_id, item, oldest if item.first_pending else 0) for item in account.streams]
-                dropped += [(client_id, item) for item in account.dropped]
+                streams += [(client_id, item, oldest if item.first_pending else 0) for item in report.streams]
+                dropped += [(client_id, item) for item in report.dropped]
         named = self._newly_named(group)
         streams += self._in_no_outbox(named)
         if streams:
@@ -41,12 +41,12 @@ class Recorder:
         self._named.update(named)
         if dropped:
             self._patience.until_done(lambda: self._store.record_dropped(dropped, now))
-        self._recorded.update(accounts)
-        for client_id, account in accounts.items():
+        self._recorded.update(reports)
+        for client_id, report in reports.items():
             # Only what can be forgotten is worth an answer: ended streams and declared losses.
-            if len(account.streams) > 1 or account.dropped:
-                group.replies[client_id].recorded += account.streams
-                group.replies[client_id].dropped += [Range(*item[:3]) for item in account.dropped]
+            if len(report.streams) > 1 or report.dropped:
+                group.replies[client_id].recorded += report.streams
+                group.replies[client_id].dropped += [Range(*item[:3]) for item in report.dropped]
 
     def _remember(self, client_id: int, status: ClientStatus) -> None:
         clients = self._figures.clients

@@ -15,7 +15,7 @@ from ..formats.messages import ClientStatus
 from ..process.figures import Figure, FiguresServer, Rate, Snapshot, rss_bytes
 from ..process.service import Worker, run_until_signal
 from ..process.stalls import AWAY_S, Cause, Stalls
-from ..store.audit import audit_shards
+from ..store.accounts import audit_shards
 from ..store.shards import open_shards, shard_names, shard_of, shard_suffix
 from .inbox import Inbox
 from .ingest import Ingest

@@ -6,18 +6,20 @@ import contextlib
 import logging
 import time
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
-import numpy as np
-import pyarrow as pa
 from clickhouse_driver import Client, errors
 
 from .. import config
 from ..errors import StoreBusy, StoreUnavailable
 from . import schema
-from .columns import at_once, quote
+from .columns import as_column
 from .refusals import unavailable, unreachable
-from .store import NO_DEDUPLICATION, NO_DROP_LIMITS, Store
+from .sql import NO_DEDUPLICATION, NO_DROP_LIMITS, Replication, at_once, quote
+from .store import Store
+
+if TYPE_CHECKING:
+    import pyarrow as pa
 
 MODERN_SINCE = (22, 1)
 MAX_BLOCK_ROWS = 1 << 20
@@ -69,26 +71,26 @@ class ClickHouseStore(Store):
         return bool(self._read(lambda _: self._modern))
 
     def drop(self, statement: str) -> None:
-        """See ``Store.drop``. An old server has these limits in its configuration alone."""
+        """See ``Sql.drop``. An old server has these limits in its configuration alone."""
         if not self.modern:
             self.query(statement)
             return
         self._run(lambda client: client.execute(at_once(statement), settings=NO_DROP_LIMITS))
 
     def query(self, sql: str) -> list[tuple[Any, ...]]:
-        """See ``Store.query``."""
+        """See ``Sql.query``."""
         # By columns: rows of mixed integers would come as one matrix of floats, which rounds 64-bit numbers.
         run = self._read if sql.startswith(("SELECT", "SHOW")) else self._run
         columns = run(lambda client: client.execute(sql, columnar=True))
         return list(zip(*(column.tolist() for column in columns), strict=True)) if isinstance(columns, list) else []
 
     def stream(self, sql: str) -> Iterator[pa.RecordBatch]:
-        """See ``Store.stream``. Begins at once; what breaks in its midst is not begun again elsewhere."""
+        """See ``Sql.stream``. Begins at once; what breaks in its midst is not begun again elsewhere."""
         reader = self._read(lambda client: client.query_arrow_stream(sql, field_metadata=False))
         return iter(lambda: self._run(lambda _: next(reader, None)), None)
 
     def migrate(self) -> None:
-        """See ``Store.migrate``. A shard's tables are made on each replica that is there, which must be a quorum."""
+        """See ``Delivery``. A shard's tables are made on each replica that is there, which must be a quorum."""
         if not self._replicated:
             super().migrate()
             return
@@ -121,7 +123,7 @@ class ClickHouseStore(Store):
         raise failed
 
     def read_whole(self, tables: Sequence[str], work: Callable[[], T]) -> T:
-        """See ``Store.read_whole``. A replica that came back, or came new, answers with what it has so far: sequential
+        """See ``Sql.read_whole``. A replica that came back, or came new, answers with what it has so far: sequential
         consistency asks only for the newest part of each partition, and the older ones may come after it."""
         for left in reversed(range(self.replicas)):
             at, self._fixed = self._at, True
@@ -178,27 +180,31 @@ class ClickHouseStore(Store):
         )
 
     def everywhere(self, work: Callable[[], object]) -> list[str]:
-        """See ``Store.everywhere``."""
+        """See ``Sql.everywhere``."""
         return self._each_replica(work)
 
     def not_whole(self, tables: Sequence[str]) -> list[str]:
-        """See ``Store.not_whole``."""
+        """See ``Sql.not_whole``."""
         return self._each_replica(lambda: self._wait_until_whole(tables)) if self.replicas > 1 else []
 
+    def replication(self) -> Replication:
+        """See ``Sql.replication``."""
+        tables, blind, delay = self.query(
+            "SELECT count(), sum(is_readonly), toUInt64(max(absolute_delay)) FROM system.replicas"
+            f" WHERE database = '{self.database}'"
+        )[0]
+        return Replication(int(tables), bool(blind), int(delay))
+
     def replica_states(self) -> dict[str, str]:
-        """See ``Store.replica_states``."""
+        """See ``Sql.replica_states``."""
         states = {}
         for at, (host, port) in enumerate(self._addresses if self._replicated else []):
             try:
                 with self._on(at):
-                    tables, blind, delay = self.query(
-                        "SELECT count(), sum(is_readonly), toUInt64(max(absolute_delay)) FROM system.replicas"
-                        f" WHERE database = '{self.database}'"
-                    )[0]
-                late = f"is {delay} s behind" if delay > MAX_DELAY_S else ""
-                states[f"{host}:{port}"] = (
-                    "has no replicated table" if not tables else "is read-only: it has no ZooKeeper" if blind else late
-                )
+                    found = self.replication()
+                late = f"is {found.delay_s} s behind" if found.delay_s > MAX_DELAY_S else ""
+                blind = "is read-only: it has no ZooKeeper" if found.read_only else ""
+                states[f"{host}:{port}"] = blind or late if found.tables else "has no replicated table"
             except StoreUnavailable as error:
                 states[f"{host}:{port}"] = str(error)
         return states
@@ -214,16 +220,14 @@ class ClickHouseStore(Store):
         return failed
 
     def insert(self, table: str, columns: dict[str, Any], keys: Sequence[bytes] | None = None) -> None:
-        """See ``Store.insert``."""
+        """See ``Sql.insert``."""
         if keys is not None:
-            words = np.empty(len(keys), dtype=object)
-            words[:] = keys
-            columns = {**columns, "data_key": words[columns["data_key"]]}
+            columns = {**columns, "data_key": as_column("data_key", keys)[columns["data_key"]]}
         statement = f"INSERT INTO {table} ({', '.join(columns)}) VALUES"
         self._run(lambda client: client.execute(statement, list(columns.values()), columnar=True))
 
     def close(self) -> None:
-        """See ``Store.close``."""
+        """See ``Sql.close``."""
         if self._client is not None:
             self._client.disconnect()
         self._client = None

@@ -11,7 +11,7 @@ from skywave.emulator.ledger import read_ledger
 from skywave.emulator.sensor import SIGNALS, SensorEmulator
 from skywave.errors import StoreUnavailable
 from skywave.formats.frames import FrameParser
-from skywave.store.columns import sync_filesystem
+from skywave.store.sql import sync_filesystem
 
 
 def drain(port: int) -> list[float]:
