@@ -90,6 +90,7 @@ class Ingest:
             log.warning("stops while the store is away; %d messages were not acknowledged", len(self._inbox))
 
     def _pause(self) -> None:
+        """Has the clients keep what belongs to this shard."""
         self._subscriber.set_accepting(False, self._shard)
 
     def _clock_is_set(self, today: date) -> bool:

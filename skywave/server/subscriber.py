@@ -83,7 +83,7 @@ class Subscriber:
 
     @property
     def accepting(self) -> bool:
-        """True while batches of some shard are taken."""
+        """True while batches of some shard are accepted."""
         return any(self._accepting)
 
     @property
@@ -92,7 +92,7 @@ class Subscriber:
         return sum(broker.dropped for broker in self._brokers.values())
 
     def accepts(self, shard: int) -> bool:
-        """True while a shard's batches are taken."""
+        """True while a shard's batches are accepted."""
         return self._accepting[shard]
 
     def start(self) -> None:
@@ -123,7 +123,7 @@ class Subscriber:
                 broker.ask_again()
 
     def set_accepting(self, accepting: bool, shard: int = 0) -> None:
-        """Starts or stops taking a shard's batches, and tells the clients. Client statuses are always taken."""
+        """Starts or stops accepting a shard's batches, and tells the clients. Client statuses are always accepted."""
         with self._lock:
             if accepting == self._accepting[shard]:
                 return
@@ -248,7 +248,7 @@ class Subscriber:
             broker.let_go(item)
             broker.lacks = True
             return
-        broker.answer(item)  # it would take a place among those that may be unanswered, and so hold up other shards
+        broker.answer(item)  # it would be one of so many that may be unanswered, and so hold up other shards
         self.foreign_lost += 1
         if self.foreign_lost == 1 or not self.foreign_lost % 1000:
             log.error("client %d: plain JSON is lost, because there is no room for it (%d messages since the start)",

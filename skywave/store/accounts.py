@@ -119,7 +119,7 @@ class Entry(NamedTuple):
 
 class Tally(NamedTuple):
     """A stream as the table has it: its readings, how many numbers they have, the highest, and the sum of the values, each
-    taken so many times and rounded."""
+    multiplied as was asked and rounded."""
 
     client_id: int
     stream: int
