@@ -25,14 +25,13 @@ from ..formats import topics
 from ..formats.batch import CONTENT_TYPE, Batch, Name, encode
 from ..formats.messages import Ack, ClientStatus, Produced, ServerStatus
 from ..mqtt.properties import connect_properties, publish_properties
+from .ledger import CENTS
 
 TICK_S = 0.02
 RECONNECT_MAX_S = 5.0
 CONNECTS_AT_ONCE = 100
 """Connections begun in one turn of the loop, so that a storm of reconnects does not hold up those that are there."""
 KEEPALIVE_S = 30
-CENTS = 100
-"""Values have two decimals; their sums are counted in hundredths, exactly."""
 
 
 @dataclass(frozen=True, kw_only=True)

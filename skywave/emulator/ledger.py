@@ -6,10 +6,13 @@ import json
 import threading
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, TYPE_CHECKING, Any
 
-from ..store.accounts import Accounts
-from .fleet_client import CENTS
+if TYPE_CHECKING:  # a sensor runs where no library of the store is
+    from ..store.accounts import Accounts
+
+CENTS = 100
+"""A fleet's values have two decimals; their sums are counted in hundredths, exactly."""
 
 
 def compare(ledger: Path, stores: Sequence[Accounts]) -> dict[str, Any]:

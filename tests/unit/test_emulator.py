@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import socket
+import subprocess
+import sys
 import threading
 
 import pytest
@@ -42,6 +44,13 @@ def test_several_connections_at_once_get_what_the_ledger_says(tmp_path, signal, 
     assert [len(values) for values in got] == [700] * 3
     if signal == "counter":
         assert len({value for values in got for value in values}) == 2100, "unique over all connections"
+
+
+def test_a_sensor_runs_where_no_library_of_the_centre_is():
+    script = (
+        "import sys, skywave.emulator.sensor; print({'numpy', 'pyarrow', 'clickhouse_driver'} & sys.modules.keys())"
+    )
+    assert subprocess.check_output([sys.executable, "-c", script], text=True) == "set()\n"
 
 
 def test_a_ledgers_last_line_cut_short_is_left_out(tmp_path):
