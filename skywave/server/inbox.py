@@ -1,4 +1,4 @@
-"""What a server has received and not yet worked on: the one place that two threads share.
+"""What a server has received and not yet worked on: where its two kinds of threads meet.
 
 A broker's thread puts messages in, the ingest's gets them out. While there is no room the broker's thread waits, and so its
 socket is not read.
