@@ -2,7 +2,8 @@
 
 Read the package in the order in which a reading travels: ``emulator/sensor.py`` (where it is born),
 ``client/sensors.py``, ``client/intake.py``, ``outbox/outbox.py``, ``client/uplink.py`` (the edge), ``mqtt/link.py``,
-``server/subscriber.py``, ``server/ingest.py``, ``store/store.py`` (the centre), ``store/audit.py`` (the proof).
+``server/subscriber.py``, ``server/ingest.py``, ``server/inserting.py``, ``store/delivery.py``, ``store/store.py``
+(the centre), ``store/accounts.py``, ``store/audit.py`` (the proof).
 ``formats/`` is what both sides share. docs/architecture.md shows the rooms and the arrows between them.
 """
 

@@ -21,7 +21,7 @@ import pyarrow as pa
 
 from skywave import config
 from skywave.errors import EXIT_TRY_LATER, ConfigError, SkywaveError, StoreRefused
-from skywave.store.shards import open_shards, place
+from skywave.store.shards import open_shards, shard_of
 
 from .accounts import ACCOUNTS
 from .archive import Archive, day_folder
@@ -66,7 +66,7 @@ class Restorer:
                 "a cluster and another target", "Give a cluster's configuration alone: it names all shards."
             )
         self.stores = [store for target in targets for store in open_shards(target)]
-        self.owner = place(targets[0]) if targets[0].shards else lambda client_id: client_id % len(self.stores)
+        self.owner = shard_of(targets[0]) if targets[0].shards else lambda client_id: client_id % len(self.stores)
 
     def prepare(self) -> None:
         """Makes the tables that the target lacks."""

@@ -22,7 +22,7 @@ from skywave.store.shards import open_shard, shard_names
 from skywave.store.store import Store
 
 from .errors import SchemaChanged
-from .replication import knows_replicas, replication_paths
+from .replication import replication_paths
 from .tables import Held, Table, add
 
 log = logging.getLogger(__name__)
@@ -48,7 +48,7 @@ class SourceShard:
 
     def version(self) -> str:
         """The database's version."""
-        return text(self.store.query("SELECT version()")[0][0])
+        return self.store.version()
 
     def ddl(self, table: Table) -> str:
         """The statement that made the table."""
@@ -135,14 +135,8 @@ class SourceShard:
 
     def replica_lag(self) -> int | None:
         """Seconds by which the most delayed table of this replica is behind; None if nothing is replicated."""
-        if not knows_replicas(self.store):
-            return None
-        rows = self.store.query(
-            "SELECT count(), toUInt64(max(absolute_delay)), toUInt64(sum(is_readonly)) FROM system.replicas"
-            f" WHERE database = '{self.store.database}'"
-        )
-        count, delay, readonly = rows[0]
-        return None if not count else 1 << 31 if readonly else int(delay)
+        found = self.store.replication()
+        return None if not found.tables else 1 << 31 if found.read_only else found.delay_s
 
     def check_columns(self, table: Table) -> None:
         """Raises ``SchemaChanged`` if the table's columns are not those that are archived."""

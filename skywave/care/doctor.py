@@ -26,7 +26,7 @@ from .findings import Finding, judge, wrong
 from .host import firewall, restarts, unmounted
 
 if TYPE_CHECKING:
-    from ..store.store import Store
+    from ..store.accounts import Accounts
 
 ENOUGH_DAYS = 14
 
@@ -176,12 +176,10 @@ def _store(settings: config.Store, services: bool) -> Iterator[Finding]:
             store.close()
 
 
-def _shard(name: str, store: Store) -> Iterator[Finding]:
+def _shard(name: str, store: Accounts) -> Iterator[Finding]:
     from ..store import schema
-    from ..store.columns import text
 
-    version = text(store.query("SELECT version()")[0][0])
-    yield Finding(f"store{name}", True, f"ClickHouse {version} answers")
+    yield Finding(f"store{name}", True, f"ClickHouse {store.version()} answers")
     try:
         missing = ", ".join(store.check_tables())
     except StoreError as error:
@@ -195,7 +193,7 @@ def _shard(name: str, store: Store) -> Iterator[Finding]:
     )
 
 
-def _replicas(name: str, store: Store) -> Iterator[Finding]:
+def _replicas(name: str, store: Accounts) -> Iterator[Finding]:
     """Each replica of a shard by itself: the shard goes on without one, and nobody would notice."""
     for address, trouble in store.replica_states().items():
         yield Finding(

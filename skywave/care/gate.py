@@ -15,8 +15,8 @@ from .. import config
 from ..errors import ConfigError, NotRunning, SkywaveError
 from ..process.asking import fetch_status
 from ..process.snapshot import ClientState, ServerSnapshot
+from ..store.accounts import Accounts
 from ..store.shards import open_shards
-from ..store.store import Store
 from .findings import judge, wrong
 
 LATE_S = 15.0
@@ -91,13 +91,9 @@ def look(
     return passages
 
 
-def _delivered(stores: Sequence[Store], clients: Sequence[int], since: int) -> dict[int, int]:
-    """Readings received since ``since`` (µs UTC) by client. Only the newest two days are searched."""
+def _delivered(stores: Sequence[Accounts], clients: Sequence[int], since: int) -> Counter[int]:
+    """Readings received since ``since`` (µs UTC) by client."""
     counts: Counter[int] = Counter()
     for store in stores:
-        for client_id, count in store.query(
-            f"SELECT client_id, count() FROM {store.database}.telemetry WHERE day >= today() - 1"
-            f" AND client_id IN ({', '.join(map(str, clients))}) AND received_at >= {since} GROUP BY client_id"
-        ):
-            counts[int(client_id)] += int(count)
+        counts.update(store.delivered(clients, since))
     return counts

@@ -26,8 +26,8 @@ from .group import (
 )
 
 if TYPE_CHECKING:
-    from ..store.accepted import Entry
     from ..store.accepting import What
+    from ..store.accounts import Entry
 
 
 @main.command()
@@ -106,7 +106,7 @@ def audit(
 
     What is doubled cannot be accepted: it is in the table, and can be deleted there.
     """
-    from ..store.accepted import LOST, TAKEN_BACK, VOID
+    from ..store.accounts import LOST, TAKEN_BACK, VOID
 
     settings = config.load(path, config.Server)
     changes = [(TAKEN_BACK, what) for what in takes_back]
@@ -127,7 +127,7 @@ def audit(
 def _account(settings: config.Server, client_id: int | None) -> dict[str, Any]:
     from ..errors import StoreUnavailable
     from ..process.asking import fetch
-    from ..store.audit import audit_shards
+    from ..store.accounts import audit_shards
 
     try:
         return audit_shards(open_stores(settings), client_id).as_json()
@@ -154,11 +154,10 @@ def _show_account(document: dict[str, Any], as_json: bool) -> None:
 def _list_accepted(settings: config.Server, client_id: int | None, as_json: bool) -> None:
     from rich.console import Console
 
-    from ..store import accepted
     from . import view
 
     with opened_stores(settings) as stores:
-        entries = [entry.as_json() for store in stores for entry in accepted.entries(store, client_id)]
+        entries = [entry.as_json() for store in stores for entry in store.accepted(client_id)]
     if as_json:
         say_json({"accepted": entries})
     else:
@@ -168,13 +167,13 @@ def _list_accepted(settings: config.Server, client_id: int | None, as_json: bool
 def _note_accepted(settings: config.Server, changes: list[tuple[str, What]], reason: str, name: str) -> list[Entry]:
     """Puts the changes on record, one after the other: each is judged by the account as the ones before have left it."""
     from ..store.accepting import note
-    from ..store.shards import place
+    from ..store.shards import shard_of
 
     name = name or os.environ.get("SUDO_USER") or getpass.getuser()
     noted = []
     with opened_stores(settings) as stores:
         for kind, what in changes:
-            noted += note(stores, place(settings.store), kind, what, reason.strip(), name)
+            noted += note(stores, shard_of(settings.store), kind, what, reason.strip(), name)
     return noted
 
 

@@ -190,8 +190,7 @@ class Demo:
             result = Result(0, 0, 0, 0, self._outages, 0.0)
             for kind in KINDS:
                 sent = np.array([value for values in self._sent(kind) for value in values])
-                rows = store.query(f"SELECT data_value FROM {store.database}.telemetry FINAL WHERE data_key = '{kind}'")
-                stored = np.array([row[0] for row in rows])
+                stored = np.array(store.values(kind))
                 lost, doubled = compare(sent, stored)
                 result.produced += len(sent)
                 result.stored += len(stored)

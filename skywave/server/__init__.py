@@ -1,1 +1,4 @@
-"""The centre: batches from the broker into ClickHouse, acknowledgements back. Never imports ``skywave.client``."""
+"""The centre: batches from the broker into ClickHouse, acknowledgements back. Never imports ``skywave.client``.
+
+A message goes from ``subscriber`` through ``inbox`` to ``ingest``: ``admission``, ``inserting``, ``recording``, the answer.
+"""

@@ -12,31 +12,31 @@ from .. import config
 from ..errors import ConfigError, PoisonError
 from ..mqtt.events import Message
 from ..process.times import boottime, utc_today
+from ..store.accounts import Accounts
 from ..store.columns import Rejected
-from ..store.shards import place
+from ..store.shards import shard_of
 from ..store.store import Store
 from .admission import Admission, build_block, digest_stream
 
 
-def find(stores: Sequence[Store], client_id: int | None = None, limit: int = 100) -> list[dict[str, Any]]:
+def find(stores: Sequence[Accounts], client_id: int | None = None, limit: int = 100) -> list[dict[str, Any]]:
     """Rejected messages without their bytes, oldest first, as JSON documents."""
-    where = f"client_id = {client_id}" if client_id is not None else "1"
-    rows = [row for store in stores for row in store.rejected(where)]
+    rows = [row for store in stores for row in store.rejected(client_id)]
     return [as_json(row) for row in sorted(rows, key=lambda row: row.received_at)[:limit]]
 
 
 def get(
-    stores: Sequence[Store], sha256: str, client_id: int | None = None, batch: tuple[int, int] | None = None
+    stores: Sequence[Accounts], sha256: str, client_id: int | None = None, batch: tuple[int, int] | None = None
 ) -> Rejected:
     """The one rejected message whose SHA-256 starts so, of a client, under the name of a batch (stream and first_seq): equal
     bytes may come from several clients and under several names. Raises ``ConfigError`` if there is none, or more."""
     if not re.fullmatch(r"[0-9a-f]{4,64}", sha256):
         raise ConfigError(f"{sha256!r} is not the start of a SHA-256", "Give 4 to 64 hexadecimal digits.")
-    rows = [row for store in stores for row in store.rejected(f"startsWith(sha256, '{sha256}')", payload=True)]
+    rows = [row for store in stores for row in store.rejected(client_id, sha256, payload=True)]
     found = {
         (row.client_id, row.stream, row.first_seq, row.sha256): row  # of several days the latest, they are the same
         for row in rows
-        if client_id in (None, row.client_id) and batch in (None, (row.stream, row.first_seq))
+        if batch in (None, (row.stream, row.first_seq))
     }
     if len(found) != 1:
         names = (
@@ -79,7 +79,7 @@ def replay(
     row = get(stores, sha256, client_id, batch)
     if not row.client_id:
         raise PoisonError(row.reason)
-    store = stores[place(settings.store)(row.client_id)]
+    store = stores[shard_of(settings.store)(row.client_id)]
     properties: dict[str, str] = json.loads(row.properties or "{}")
     content_type = properties.pop("content_type", "")
     if "attempt" in properties:

@@ -6,6 +6,7 @@ import contextlib
 import ctypes
 import json
 import logging
+import threading
 import time
 from collections.abc import Iterator
 from dataclasses import replace
@@ -16,10 +17,11 @@ from ..process.figures import Figure, FiguresServer, Rate, rss_bytes
 from ..process.service import Worker, run_until_signal
 from ..process.snapshot import ClientState, ServerSnapshot, ShardState
 from ..process.stalls import AWAY_S, Cause, Stalls
-from ..store.audit import audit_shards
-from ..store.shards import of_shard, open_shards, place, shard_names
+from ..store.accounts import audit_shards
+from ..store.shards import open_shards, shard_names, shard_of, shard_suffix
+from .inbox import Inbox
 from .ingest import Ingest
-from .subscriber import Inbox, Subscriber
+from .subscriber import Subscriber
 
 log = logging.getLogger(__name__)
 
@@ -63,18 +65,20 @@ FIGURES = [
 
 
 class ServerProcess:
-    """One server."""
+    """One server. ``shards`` are the figures of each shard's ingest."""
 
     def __init__(self, settings: config.Server) -> None:
         self._settings = settings
         self._stores = open_shards(settings.store)
         self._inboxes = [Inbox(settings.ingest.max_held_bytes) for _ in self._stores]
-        self.subscriber = Subscriber(settings, self._inboxes, place(settings.store))
-        self.shards = [
-            Ingest(settings, inbox, self.subscriber, store, number)
+        self.subscriber = Subscriber(settings, self._inboxes, shard_of(settings.store))
+        self._stopping = threading.Event()
+        ingests = [
+            Ingest(settings, inbox, self.subscriber, store, self._stopping, number)
             for number, (inbox, store) in enumerate(zip(self._inboxes, self._stores, strict=True))
         ]
-        self._workers = [Worker(self._name("ingest", number), shard.run) for number, shard in enumerate(self.shards)]
+        self.shards = [ingest.figures for ingest in ingests]
+        self._workers = [Worker(self._name("ingest", number), ingest.run) for number, ingest in enumerate(ingests)]
         self._rate = Rate()
         self._stalls = Stalls()
         self._started = time.monotonic()
@@ -91,8 +95,7 @@ class ServerProcess:
         try:
             run_until_signal(self._health, self._status_line)
         finally:
-            for shard in self.shards:
-                shard.stop()
+            self._stopping.set()
             for worker in self._workers:
                 worker.join(30)
             self.subscriber.stop()
@@ -105,7 +108,7 @@ class ServerProcess:
         return json.dumps(audit_shards(open_shards(self._settings.store)).as_json()).encode()
 
     def _name(self, word: str, number: int) -> str:
-        return f"{word}{of_shard(self._settings.store, number)}"
+        return f"{word}{shard_suffix(self._settings.store, number)}"
 
     def _causes(self) -> Iterator[Cause]:
         for number, link in enumerate(self.subscriber.links):

@@ -16,10 +16,8 @@ dropped, and the server accepts as long as one of them does.
 from __future__ import annotations
 
 import logging
-import secrets
 import threading
 import time
-from collections import Counter, deque
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 
@@ -31,173 +29,12 @@ from ..mqtt.events import Message, Will
 from ..mqtt.link import Link
 from ..mqtt.properties import RECEIVE_MAXIMUM
 from ..process.times import boottime, utc_today
-from ..store.shards import of_shard
+from ..store.shards import shard_suffix
 from .admission import is_batch
+from .broker import KEPT_S, Broker
+from .inbox import Inbox, Received
 
 log = logging.getLogger(__name__)
-
-MESSAGE_OVERHEAD = 1024
-"""Bytes counted for each held message beside its text."""
-PROPERTY_OVERHEAD = 200
-CLIENT_SHARE = 2
-"""One client may hold half of the inbox."""
-KEPT_S = 7 * 86_400
-"""How long a broker keeps plain JSON for a server that is away."""
-KEPT_BESIDE_OTHERS_S = 60
-REDELIVERY_S = 30.0
-"""A broker is asked at most so often to send again what did not fit."""
-
-
-class Received:
-    """A message and when it came: ``at`` in seconds of CLOCK_BOOTTIME, which goes on while the machine sleeps. ``settle``,
-    if it has one, is told when it is committed; ``size`` is about the bytes that it takes."""
-
-    __slots__ = ("at", "client_id", "message", "settle", "size")
-
-    def __init__(
-        self, message: Message, at: float, client_id: int = 0, settle: Callable[[Received], None] | None = None
-    ) -> None:
-        self.message, self.at, self.client_id, self.settle = message, at, client_id, settle
-        self.size = len(message.payload) + len(message.topic) + len(message.content_type) + MESSAGE_OVERHEAD
-        if properties := message.properties:
-            text = sum(map(len, properties)) + sum(map(len, properties.values()))
-            self.size += text + PROPERTY_OVERHEAD * len(properties)
-
-
-class Inbox:
-    """Received messages, bounded by bytes, in all and for each client. One thread puts, one takes."""
-
-    def __init__(self, max_bytes: int) -> None:
-        self._max_bytes = max_bytes
-        self._items: deque[Received] = deque()
-        self._held: Counter[int] = Counter()
-        self._changed = threading.Condition()
-        self.bytes = 0
-
-    def __len__(self) -> int:
-        return len(self._items)
-
-    def is_share_of(self, item: Received) -> bool:
-        """True if its client holds little enough for one more."""
-        held = self._held[item.client_id]
-        return not held or held + item.size <= self._max_bytes // CLIENT_SHARE
-
-    def put(self, item: Received, timeout: float) -> bool:
-        """False if there is no room within ``timeout`` seconds, or at once if it is more than its client's share."""
-        size = item.size
-        with self._changed:
-            if not self.is_share_of(item):
-                return False
-            if not self._changed.wait_for(lambda: self.bytes + size <= self._max_bytes or not self._items, timeout):
-                return False
-            self._items.append(item)
-            self._count(item, size)
-            self._changed.notify_all()
-        return True
-
-    def wait(self, timeout: float) -> bool:
-        """True as soon as there is something to take."""
-        with self._changed:
-            return self._changed.wait_for(lambda: bool(self._items), timeout)
-
-    def take(self) -> Received | None:
-        """The oldest message, None if there is none."""
-        with self._changed:
-            if not self._items:
-                return None
-            item = self._items.popleft()
-            self._count(item, -item.size)
-            self._changed.notify_all()
-        return item
-
-    def put_back(self, items: Sequence[Received]) -> None:
-        """Keeps what was taken for later, as the oldest."""
-        with self._changed:
-            self._items.extendleft(reversed(items))
-            for item in items:
-                self._count(item, item.size)
-
-    def _count(self, item: Received, size: int) -> None:
-        self.bytes += size
-        self._held[item.client_id] += size
-        if not self._held[item.client_id]:
-            del self._held[item.client_id]
-
-
-class Broker:
-    """A broker as a server sees it: the link, the other servers there, and the JSON that is not answered yet."""
-
-    def __init__(self, link: Link) -> None:
-        self.link = link
-        self.others: dict[str, bool] = {}
-        """Whether they accept, by name; replaced and never changed, because several threads read it."""
-        self.subscribed: bool | None = None
-        self.marker = ""
-        self.caught_up = True
-        """False while there comes what waited for this server."""
-        self.lacks = False
-        """True if it has to send something again, because there was no room for it."""
-        self.dropped = 0
-        self._connected_before = False
-        self._unanswered: dict[int, Received] = {}
-        self._lock = threading.Lock()
-        self._asked_at = -REDELIVERY_S
-
-    def came_up(self) -> bool:
-        """Begins a connection; False if the broker has forgotten the session that there was."""
-        kept = self.link.session_present or not self._connected_before
-        self._connected_before = True
-        self.subscribed, self.lacks = None, False
-        self.marker = secrets.token_hex(8)
-        self.caught_up = not self.link.session_present
-        if not self.link.session_present:
-            with self._lock:
-                self._unanswered.clear()  # their numbers are other messages' now
-        return kept
-
-    def hold(self, item: Received) -> bool:
-        """Keeps in mind that a message is to be answered; False if it is held since an earlier connection."""
-        with self._lock:
-            held = self._unanswered.get(item.message.packet_id)
-            if held is not None and item.message.dup and held.message.payload == item.message.payload:
-                return False
-            if item.message.packet_id:
-                self._unanswered[item.message.packet_id] = item
-            return True
-
-    def let_go(self, item: Received) -> None:
-        """Forgets a message that there was no room for: the broker still has it."""
-        with self._lock:
-            if self._unanswered.get(item.message.packet_id) is item:
-                del self._unanswered[item.message.packet_id]
-
-    def answer(self, item: Received) -> None:
-        """Tells the broker that it may forget a message, unless it has forgotten it by itself."""
-        with self._lock:
-            if self._unanswered.get(item.message.packet_id) is item:
-                del self._unanswered[item.message.packet_id]
-                self.link.acknowledge(item.message.packet_id)
-
-    @property
-    def unanswered(self) -> int:
-        """Messages that are held until they are committed."""
-        return len(self._unanswered)
-
-    @property
-    def others_accept(self) -> bool:
-        """True while batches and JSON go to another server of this broker as well."""
-        return any(self.others.values())
-
-    @property
-    def kept_s(self) -> int:
-        """How long the broker is to keep what comes for this server while it is away."""
-        return KEPT_BESIDE_OTHERS_S if self.others else KEPT_S
-
-    def ask_again(self) -> None:
-        """Has the broker send again what is not answered, not too often."""
-        if self.lacks and time.monotonic() - self._asked_at > REDELIVERY_S:
-            self._asked_at = time.monotonic()
-            self.link.reconnect(self.link.session_expiry)
 
 
 class Subscriber:
@@ -206,45 +43,47 @@ class Subscriber:
     def __init__(
         self, settings: config.Server, inboxes: Sequence[Inbox], shard_of: Callable[[int], int] = lambda _: 0
     ) -> None:
-        self._name = settings.server_name
-        self._of_shard = [of_shard(settings.store, number) for number in range(len(inboxes))]
+        self._settings = settings
         self._inboxes = inboxes
         self._shard_of = shard_of
         self._accepting = [True] * len(inboxes)
         self._started = self._stopping = False
-        self._pause_after = settings.ingest.pause_after
         self._lock = threading.RLock()
         self._status: ServerStatus | None = None
         self.received = 0
         self.dropped = 0
         self.foreign_lost = 0
         self.data_at = time.monotonic()
-        self.links = [self._link(broker) for broker in settings.mqtt.brokers()]
-        self._brokers = {link: Broker(link) for link in self.links}
+        self._brokers = {link: Broker(link) for link in map(self._link, settings.mqtt.brokers())}
         self._heard_from: dict[int, Link] = {}  # by client: where its acknowledgements go
 
     def _link(self, broker: config.Mqtt) -> Link:
         link: Link
         link = Link(
             [broker],
-            f"skywave-server-{self._name}",
+            f"skywave-server-{self._settings.server_name}",
             [],
             on_up=lambda: self._up(self._brokers[link]),
             on_down=lambda why: log.debug("broker: %s", why.reason),
-            on_message=lambda message: self._hear(link, message),
-            will=Will(topics.server_status(self._name), self._say(False).encode()),
+            on_message=lambda message: self._hear(self._brokers[link], message),
+            will=Will(topics.server_status(self._settings.server_name), self._say(False).encode()),
             session_expiry=KEPT_S,
         )
         return link
 
     @property
+    def links(self) -> list[Link]:
+        """The connection to each broker, in the order of the settings."""
+        return list(self._brokers)
+
+    @property
     def connected(self) -> bool:
         """True while some broker is connected."""
-        return any(link.connected for link in self.links)
+        return any(link.connected for link in self._brokers)
 
     @property
     def accepting(self) -> bool:
-        """True while batches of some shard are taken."""
+        """True while batches of some shard are accepted."""
         return any(self._accepting)
 
     @property
@@ -253,7 +92,7 @@ class Subscriber:
         return sum(broker.dropped for broker in self._brokers.values())
 
     def accepts(self, shard: int) -> bool:
-        """True while a shard's batches are taken."""
+        """True while a shard's batches are accepted."""
         return self._accepting[shard]
 
     def start(self) -> None:
@@ -263,7 +102,7 @@ class Subscriber:
                 return
             self._started = True
         log.info("accepts batches as soon as a broker is connected")
-        for link in self.links:
+        for link in self._brokers:
             link.start()
 
     def stop(self) -> None:
@@ -284,14 +123,15 @@ class Subscriber:
                 broker.ask_again()
 
     def set_accepting(self, accepting: bool, shard: int = 0) -> None:
-        """Starts or stops taking a shard's batches, and tells the clients. Client statuses are always taken."""
+        """Starts or stops accepting a shard's batches, and tells the clients. Client statuses are always accepted."""
         with self._lock:
             if accepting == self._accepting[shard]:
                 return
             before = self.accepting
             self._accepting[shard] = accepting
             if not self._stopping:
-                log.info("%s batches%s", "accepts" if accepting else "does not accept", self._of_shard[shard])
+                which = shard_suffix(self._settings.store, shard)
+                log.info("%s batches%s", "accepts" if accepting else "does not accept", which)
             if before == self.accepting:
                 return
             for broker in self._brokers.values():
@@ -312,7 +152,7 @@ class Subscriber:
             self._status = self._say(self.accepting)
             for broker in self._brokers.values():
                 broker.link.publish(
-                    topics.server_status(self._name), self._status.encode(), retain=True,
+                    topics.server_status(self._settings.server_name), self._status.encode(), retain=True,
                     properties=[("connection", broker.marker)],
                 )  # fmt: skip
 
@@ -339,18 +179,17 @@ class Subscriber:
 
     # -- what a broker sends -----------------------------------------------------------------------------------------
 
-    def _hear(self, link: Link, message: Message) -> None:
-        broker = self._brokers[link]
+    def _hear(self, broker: Broker, message: Message) -> None:
         if message.topic == topics.BROKER_DROPPED:
             self._broker_dropped(broker, message)
         elif name := topics.parse_server(message.topic):
             broker.link.acknowledge(message.packet_id)
-            if name == self._name:
+            if name == self._settings.server_name:
                 broker.caught_up |= (message.properties or {}).get("connection") == broker.marker
             else:
                 self._other_server(broker, name, message)
         else:
-            self._receive(link, message)
+            self._receive(broker, message)
 
     def _broker_dropped(self, broker: Broker, message: Message) -> None:
         number = int(message.payload) if message.payload[:20].isdigit() else 0
@@ -377,8 +216,8 @@ class Subscriber:
                          broker.kept_s, f", because there is also {', '.join(sorted(others))}" if others else "")  # fmt: skip
                 broker.link.reconnect(broker.kept_s)
 
-    def _receive(self, link: Link, message: Message) -> None:
-        broker = self._brokers[link]
+    def _receive(self, broker: Broker, message: Message) -> None:
+        link = broker.link
         self.received += 1
         who = topics.parse_client(message.topic)
         client_id, kind = who or (0, "")
@@ -409,7 +248,7 @@ class Subscriber:
             broker.let_go(item)
             broker.lacks = True
             return
-        broker.answer(item)  # it would take a place among those that may be unanswered, and so hold up other shards
+        broker.answer(item)  # it would be one of so many that may be unanswered, and so hold up other shards
         self.foreign_lost += 1
         if self.foreign_lost == 1 or not self.foreign_lost % 1000:
             log.error("client %d: plain JSON is lost, because there is no room for it (%d messages since the start)",
@@ -419,7 +258,7 @@ class Subscriber:
         shard = self._shard_of(item.client_id)
         inbox = self._inboxes[shard]
         alone = len(self._inboxes) == 1
-        if inbox.put(item, self._pause_after if alone and self.accepting else 0.0):
+        if inbox.put(item, self._settings.ingest.pause_after if alone and self.accepting else 0.0):
             return True
         self.dropped += 1
         if alone and inbox.is_share_of(item):

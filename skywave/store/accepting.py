@@ -1,4 +1,11 @@
-"""Puts on record what is known of the account (``accepted.py``), judged by the account as it is at that moment."""
+"""Puts on record what somebody knows of the account: readings that are lost, and numbers that were never produced.
+
+After a disaster, or with an outbox that was destroyed, readings are missing for ever, and a status that was forged or
+damaged names readings that never were. Both would keep the account unclean, and hide what goes missing next. Each entry is
+judged by the account as it is at that moment.
+
+What is *doubled* cannot be accepted: it is in the table, and can be mended there.
+"""
 
 from __future__ import annotations
 
@@ -8,9 +15,7 @@ from typing import NamedTuple
 
 from ..errors import ConfigError
 from ..formats.spans import Spans
-from .accepted import LOST, TAKEN_BACK, Entry, Wanted, entries, record
-from .audit import StreamAccount, audit
-from .store import Store
+from .accounts import LOST, TAKEN_BACK, Accounts, Entry, StreamAccount, Wanted
 
 MAX_ENTRIES = 100_000
 """Ranges that one acceptance may put on record."""
@@ -50,19 +55,22 @@ class What(NamedTuple):
 
 
 def note(
-    stores: Sequence[Store], place: Callable[[int], int], kind: str, what: What, reason: str, name: str
+    shards: Sequence[Accounts], shard_of: Callable[[int], int], kind: str, what: What, reason: str, name: str
 ) -> list[Entry]:
     """Puts on record that the numbers of ``what`` are ``kind``, or takes that back; returns the new entries.
 
-    ``stores`` are the shards, ``place`` tells the shard of a client. Raises ``ConfigError`` if it cannot be so, and
-    ``StoreUnavailable``.
+    ``shard_of`` tells the shard of a client. Raises ``ConfigError`` if it cannot be so, and ``StoreUnavailable``.
     """
     if kind == TAKEN_BACK:
-        wanted = taken_back([entry for store in stores for entry in entries(store, what.client_id)], what)
+        wanted = taken_back([entry for shard in shards for entry in shard.accepted(what.client_id)], what)
     else:
-        accounts = [account for store in stores for account in audit(store, what.client_id).streams]
+        accounts = [account for shard in shards for account in shard.account(what.client_id).streams]
         wanted = (lost if kind == LOST else void)(accounts, what)
-    return record(stores, place, wanted, kind, reason, name)
+    noted = []
+    for number, shard in enumerate(shards):
+        if own := [numbers for numbers in wanted if shard_of(numbers[0]) == number]:
+            noted += shard.accept(own, kind, reason, name)
+    return noted
 
 
 def lost(accounts: Iterable[StreamAccount], what: What) -> list[Wanted]:

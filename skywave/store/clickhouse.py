@@ -6,18 +6,21 @@ import contextlib
 import logging
 import time
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
-import numpy as np
-import pyarrow as pa
 from clickhouse_driver import Client, errors
 
 from .. import config
 from ..errors import StoreBusy, StoreUnavailable
 from . import schema
-from .columns import at_once, quote
+from .columns import as_column
 from .refusals import unavailable, unreachable
-from .store import NO_DEDUPLICATION, NO_DROP_LIMITS, Store
+from .replicas import replication, wait_until_whole
+from .sql import NO_DEDUPLICATION, NO_DROP_LIMITS, Replication, at_once
+from .store import Store
+
+if TYPE_CHECKING:
+    import pyarrow as pa
 
 MODERN_SINCE = (22, 1)
 MAX_BLOCK_ROWS = 1 << 20
@@ -33,8 +36,6 @@ REVISION_WITHOUT_SPARSE_COLUMNS = 54453
 clickhouse-driver (0.2.11) makes a tuple of one, or fails (ClickHouse's ProtocolDefines.h, WITH_CUSTOM_SERIALIZATION)."""
 MAX_DELAY_S = 300
 """A replica that is further behind is not in step."""
-NEVER_LOOKED_S = 1_000_000_000
-"""A replica that has not read its shard's log since it started says that it is behind by all of the time since 1970."""
 T = TypeVar("T")
 log = logging.getLogger(__name__)
 logging.getLogger("clickhouse_driver").setLevel(logging.ERROR)
@@ -69,30 +70,30 @@ class ClickHouseStore(Store):
         return bool(self._read(lambda _: self._modern))
 
     def drop(self, statement: str) -> None:
-        """See ``Store.drop``. An old server has these limits in its configuration alone."""
+        """See ``Sql.drop``. An old server has these limits in its configuration alone."""
         if not self.modern:
             self.query(statement)
             return
         self._run(lambda client: client.execute(at_once(statement), settings=NO_DROP_LIMITS))
 
     def query(self, sql: str) -> list[tuple[Any, ...]]:
-        """See ``Store.query``."""
+        """See ``Sql.query``."""
         # By columns: rows of mixed integers would come as one matrix of floats, which rounds 64-bit numbers.
         run = self._read if sql.startswith(("SELECT", "SHOW")) else self._run
         columns = run(lambda client: client.execute(sql, columnar=True))
         return list(zip(*(column.tolist() for column in columns), strict=True)) if isinstance(columns, list) else []
 
     def stream(self, sql: str) -> Iterator[pa.RecordBatch]:
-        """See ``Store.stream``. Begins at once; what breaks in its midst is not begun again elsewhere."""
+        """See ``Sql.stream``. Begins at once; what breaks in its midst is not begun again elsewhere."""
         reader = self._read(lambda client: client.query_arrow_stream(sql, field_metadata=False))
         return iter(lambda: self._run(lambda _: next(reader, None)), None)
 
     def migrate(self) -> None:
-        """See ``Store.migrate``. A shard's tables are made on each replica that is there, which must be a quorum."""
+        """See ``Delivery``. A shard's tables are made on each replica that is there, which must be a quorum."""
         if not self._replicated:
             super().migrate()
             return
-        self._each_replica(self.check_tables)  # before anything is made on one of them
+        self.everywhere(self.check_tables)  # before anything is made on one of them
         made = []
         failed: StoreUnavailable | None = None
         for at in range(self.replicas):
@@ -121,12 +122,12 @@ class ClickHouseStore(Store):
         raise failed
 
     def read_whole(self, tables: Sequence[str], work: Callable[[], T]) -> T:
-        """See ``Store.read_whole``. A replica that came back, or came new, answers with what it has so far: sequential
+        """See ``Sql.read_whole``. A replica that came back, or came new, answers with what it has so far: sequential
         consistency asks only for the newest part of each partition, and the older ones may come after it."""
         for left in reversed(range(self.replicas)):
             at, self._fixed = self._at, True
             try:
-                self._wait_until_whole(tables)
+                wait_until_whole(self, tables, self._address)
                 return work()
             except StoreUnavailable:
                 if not left:
@@ -136,74 +137,8 @@ class ClickHouseStore(Store):
                 self._fixed = False
         raise AssertionError("there is at least one replica")
 
-    def _wait_until_whole(self, tables: Sequence[str]) -> None:
-        """Returns when this replica has read its shard's log so far, and has fetched each part that is named there.
-        SYSTEM SYNC REPLICA would wait for merges as well, which take hours in large tables."""
-        of_tables = f"database = '{self.database}' AND table IN ({', '.join(map(quote, tables))})"
-        until = time.monotonic() + self.settings.timeout
-        missing: set[bytes] | None = None
-        while True:
-            behind = {
-                table
-                for table, blind, pointer, last, path in self.query(
-                    f"SELECT table, is_readonly OR absolute_delay > {NEVER_LOOKED_S}, toUInt64(log_pointer),"
-                    f" toUInt64(log_max_index), zookeeper_path FROM system.replicas WHERE {of_tables}"
-                )
-                if blind or (pointer <= last and (pointer or self._has_log(path)))
-            }
-            if not behind:
-                queue = {
-                    table + b" " + part
-                    for table, part in self.query(
-                        "SELECT table, new_part_name FROM system.replication_queue"
-                        f" WHERE {of_tables} AND type NOT IN ('MERGE_PARTS', 'MUTATE_PART')"
-                    )
-                }
-                missing = queue if missing is None else missing & queue
-                if not missing:
-                    return
-            if time.monotonic() > until:
-                host, port = self._addresses[self._at]
-                lacks = [f"parts of {table.decode()}" for table in behind] or [part.decode() for part in missing or ()]
-                raise StoreUnavailable(
-                    f"clickhouse: {host}:{port} has not all that its shard has: {', '.join(sorted(lacks)[:5])}",
-                    "Wait for it; system.replicas and system.replication_queue there tell what holds it up.",
-                )
-            time.sleep(0.1)
-
-    def _has_log(self, path: bytes) -> bool:
-        """False if nothing was ever written to a table, whose last entry then seems to be number 0."""
-        return bool(
-            self.query(f"SELECT count() FROM system.zookeeper WHERE path = {quote(path.decode() + '/log')}")[0][0]
-        )
-
     def everywhere(self, work: Callable[[], object]) -> list[str]:
-        """See ``Store.everywhere``."""
-        return self._each_replica(work)
-
-    def not_whole(self, tables: Sequence[str]) -> list[str]:
-        """See ``Store.not_whole``."""
-        return self._each_replica(lambda: self._wait_until_whole(tables)) if self.replicas > 1 else []
-
-    def replica_states(self) -> dict[str, str]:
-        """See ``Store.replica_states``."""
-        states = {}
-        for at, (host, port) in enumerate(self._addresses if self._replicated else []):
-            try:
-                with self._on(at):
-                    tables, blind, delay = self.query(
-                        "SELECT count(), sum(is_readonly), toUInt64(max(absolute_delay)) FROM system.replicas"
-                        f" WHERE database = '{self.database}'"
-                    )[0]
-                late = f"is {delay} s behind" if delay > MAX_DELAY_S else ""
-                states[f"{host}:{port}"] = (
-                    "has no replicated table" if not tables else "is read-only: it has no ZooKeeper" if blind else late
-                )
-            except StoreUnavailable as error:
-                states[f"{host}:{port}"] = str(error)
-        return states
-
-    def _each_replica(self, work: Callable[[], object]) -> list[str]:
+        """See ``Sql.everywhere``."""
         failed = []
         for at in range(self.replicas):
             try:
@@ -213,17 +148,41 @@ class ClickHouseStore(Store):
                 failed.append(str(error))
         return failed
 
+    def not_whole(self, tables: Sequence[str]) -> list[str]:
+        """See ``Sql.not_whole``."""
+        if self.replicas == 1:
+            return []
+        return self.everywhere(lambda: wait_until_whole(self, tables, self._address))
+
+    def replication(self) -> Replication:
+        """See ``Sql.replication``."""
+        return replication(self)
+
+    def replica_states(self) -> dict[str, str]:
+        """See ``Sql.replica_states``."""
+        states = {}
+        for at in range(self.replicas if self._replicated else 0):
+            with self._on(at):
+                address = self._address
+                try:
+                    found = self.replication()
+                except StoreUnavailable as error:
+                    states[address] = str(error)
+                    continue
+            late = f"is {found.delay_s} s behind" if found.delay_s > MAX_DELAY_S else ""
+            blind = "is read-only: it has no ZooKeeper" if found.read_only else ""
+            states[address] = blind or late if found.tables else "has no replicated table"
+        return states
+
     def insert(self, table: str, columns: dict[str, Any], keys: Sequence[bytes] | None = None) -> None:
-        """See ``Store.insert``."""
+        """See ``Sql.insert``."""
         if keys is not None:
-            words = np.empty(len(keys), dtype=object)
-            words[:] = keys
-            columns = {**columns, "data_key": words[columns["data_key"]]}
+            columns = {**columns, "data_key": as_column("data_key", keys)[columns["data_key"]]}
         statement = f"INSERT INTO {table} ({', '.join(columns)}) VALUES"
         self._run(lambda client: client.execute(statement, list(columns.values()), columnar=True))
 
     def close(self) -> None:
-        """See ``Store.close``."""
+        """See ``Sql.close``."""
         if self._client is not None:
             self._client.disconnect()
         self._client = None
@@ -253,9 +212,15 @@ class ClickHouseStore(Store):
             self._give_up()
             raise unavailable(message, error.code) from error
         except (errors.Error, OSError, EOFError) as error:
-            host, port = self._addresses[self._at]
+            address = self._address
             self._give_up()
-            raise unreachable(f"clickhouse: {host}:{port}: {error or type(error).__name__}") from error
+            raise unreachable(f"clickhouse: {address}: {error or type(error).__name__}") from error
+
+    @property
+    def _address(self) -> str:
+        """Host and port of the server that is used, for messages."""
+        host, port = self._addresses[self._at]
+        return f"{host}:{port}"
 
     def _give_up(self) -> None:
         """Leaves this server; the next statement goes to the next replica."""

@@ -1,9 +1,7 @@
-"""Rows and columns as the store takes them: types, quoting, the values of a block."""
+"""Rows as the store takes and gives them, and the columns and values that they are made of."""
 
 from __future__ import annotations
 
-import ctypes
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import date
@@ -12,7 +10,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from ..errors import StoreUnavailable
+from .schema import DAY_US, LAST_DAY
 
 REJECTED_OVERHEAD = 1024
 """Bytes that a rejected message counts beside its text."""
@@ -59,6 +57,22 @@ class Block:
     def __len__(self) -> int:
         return len(self.seq)
 
+    def columns(self) -> dict[str, NDArray[Any]]:
+        """The table's columns by name; ``data_key`` holds the codes."""
+        return {
+            "client_id": self.client_id, "stream": self.stream, "seq": self.seq, "created_at": self.created_at,
+            "data_key": self.codes, "data_value": self.data_value, "received_at": self.received_at,
+            "day": np.full(len(self), np.datetime64(self.day)),
+        }  # fmt: skip
+
+    def created_days(self) -> set[int]:
+        """The UTC dates of its readings as days since 1970, each the nearest one that every release can show."""
+        at = self.created_at
+        days = np.clip(np.array([at.min(), at.max()]) // DAY_US, 0, LAST_DAY)
+        if days[1] - days[0] > 1:
+            days = np.unique(np.clip(at // DAY_US, 0, LAST_DAY))
+        return set(days.tolist())
+
 
 @dataclass(frozen=True, slots=True)
 class Rejected:
@@ -78,7 +92,7 @@ class Rejected:
 
     @property
     def size(self) -> int:
-        """Bytes that it counts towards its client's quota, see ``Store.rejected_bytes``."""
+        """Bytes that it counts towards its client's quota, see ``Delivery.rejected_bytes``."""
         texts = (self.topic, self.reason, self.properties)
         return len(self.payload) + sum(len(text.encode(errors="surrogateescape")) for text in texts) + REJECTED_OVERHEAD
 
@@ -92,16 +106,6 @@ def as_column(name: str, values: Sequence[Any]) -> Any:
     return column
 
 
-def at_once(statement: str) -> str:
-    """A DROP for a modern engine, whose databases would keep what is dropped for eight minutes; others as they are."""
-    return f"{statement} SYNC" if statement.startswith("DROP ") else statement
-
-
-def quote(value: str) -> str:
-    """A string as an SQL literal."""
-    return "'" + value.replace("\\", "\\\\").replace("'", "\\'") + "'"
-
-
 def text(value: bytes | str) -> str:
     """A string column's value as text."""
     return value.decode(errors="replace") if isinstance(value, bytes) else value
@@ -110,19 +114,3 @@ def text(value: bytes | str) -> str:
 def as_date(value: Any) -> date:
     """A Date column's value."""
     return value if isinstance(value, date) else date.fromisoformat(str(value)[:10])
-
-
-def sync_filesystem(path: str) -> None:
-    """Writes the file system that holds ``path`` to its disk (syncfs(2)); raises ``StoreUnavailable``."""
-    libc = ctypes.CDLL(None, use_errno=True)
-    try:
-        handle = os.open(path, os.O_RDONLY)
-    except OSError as error:
-        raise StoreUnavailable(
-            f"store.data_path {path}: {error.strerror}", "Name a folder on the store's disk."
-        ) from error
-    try:
-        if libc.syncfs(handle) != 0:
-            raise StoreUnavailable(f"syncfs {path}: {os.strerror(ctypes.get_errno())}", "Check the disk.")
-    finally:
-        os.close(handle)

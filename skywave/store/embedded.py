@@ -15,15 +15,14 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pyarrow as pa
 from chdb.session import Session
 
 from .. import config
 from ..errors import StoreUnavailable
-from .columns import at_once
 from .refusals import unavailable
-from .store import NO_DEDUPLICATION, NO_DROP_LIMITS, Store
+from .sql import NO_DEDUPLICATION, NO_DROP_LIMITS, at_once
+from .store import Store
 
 _SETTINGS = {"output_format_arrow_string_as_string": 0, "async_insert": 0, "max_insert_block_size": 1 << 20}
 
@@ -69,7 +68,7 @@ class EmbeddedStore(Store):
                 cls._session.query(f"SET {name} = {value!r}")
 
     def query(self, sql: str) -> list[tuple[Any, ...]]:
-        """See ``Store.query``."""
+        """See ``Sql.query``."""
         with EmbeddedStore._lock:
             table = self._run(sql, "ArrowTable")
         if not isinstance(table, pa.Table):
@@ -77,11 +76,11 @@ class EmbeddedStore(Store):
         return list(zip(*(column.to_pylist() for column in table.columns), strict=True))
 
     def drop(self, statement: str) -> None:
-        """See ``Store.drop``."""
+        """See ``Sql.drop``."""
         self.query(at_once(statement))
 
     def stream(self, sql: str) -> Iterator[pa.RecordBatch]:
-        """See ``Store.stream``. Other statements of the process wait until it is read to its end or given up."""
+        """See ``Sql.stream``. Other statements of the process wait until it is read to its end or given up."""
         with EmbeddedStore._lock:
             if EmbeddedStore._session is None:
                 raise StoreUnavailable("embedded store: is closed")
@@ -92,14 +91,14 @@ class EmbeddedStore(Store):
                 raise _translated(error) from error
 
     def insert(self, table: str, columns: dict[str, Any], keys: Sequence[bytes] | None = None) -> None:
-        """See ``Store.insert``."""
+        """See ``Sql.insert``."""
         arrays = {}
         for name, column in columns.items():
             if keys is not None and name == "data_key":
                 arrays[name] = pa.DictionaryArray.from_arrays(pa.array(column), pa.array(keys, pa.binary())).cast(
                     pa.binary()
                 )
-            elif column.dtype == np.dtype(object):
+            elif column.dtype == object:
                 arrays[name] = pa.array(column, pa.binary())
             else:
                 arrays[name] = pa.array(column)
@@ -114,7 +113,7 @@ class EmbeddedStore(Store):
                 raise _translated(error) from error
 
     def close(self) -> None:
-        """See ``Store.close``. The last one of the process frees the folder."""
+        """See ``Sql.close``. The last one of the process frees the folder."""
         with EmbeddedStore._lock:
             if self._closed:
                 return

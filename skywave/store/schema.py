@@ -182,8 +182,8 @@ def _create(database: str, table: Table, modern: bool, replicated: bool) -> str:
     if table.name == "telemetry":
         columns.append(f"dt ALIAS {_dt(modern, replicated)}")
     # Equal tables of a shard share a path.
-    place = [f"'/clickhouse/tables/{{shard}}/{database}.{table.name}'", "'{replica}'"] if replicated else []
-    arguments = ", ".join([*place, *filter(None, [table.version])])
+    paths = [f"'/clickhouse/tables/{{shard}}/{database}.{table.name}'", "'{replica}'"] if replicated else []
+    arguments = ", ".join([*paths, *filter(None, [table.version])])
     engine = f"{'Replicated' if replicated else ''}ReplacingMergeTree{f'({arguments})' if arguments else ''}"
     partition = " PARTITION BY day" if table.by_day else ""
     order = ", ".join(table.order)

@@ -1,4 +1,4 @@
-"""Opens the store that the settings name: one, or each shard of a cluster."""
+"""Opens the store that the settings name, a connection for each of its shards, and tells the shard of a client."""
 
 from __future__ import annotations
 
@@ -22,31 +22,6 @@ def open_shard(settings: config.Store, name: str) -> Store:
     return ClickHouseStore(settings, settings.shards[name])
 
 
-def shard_names(settings: config.Store) -> list[str]:
-    """The shards' names in the order of ``open_shards``: by name, so that a file's order decides nothing."""
-    return sorted(settings.shards)
-
-
-def of_shard(settings: config.Store, number: int) -> str:
-    """How messages name a shard by its position: " of shard NAME", nothing where it is the only one."""
-    names = shard_names(settings)
-    return f" of shard {names[number]}" if len(names) > 1 else ""
-
-
-def place(settings: config.Store) -> Callable[[int], int]:
-    """Tells the shard of a client, as a position in ``open_shards``. It never changes when shards are added as documented."""
-    starts = [settings.shards[name].first_client for name in shard_names(settings)] or [0]
-    if len(starts) == 1:
-        return lambda _: 0
-
-    def shard_of(client_id: int) -> int:
-        latest = max(start for start in starts if start <= client_id)
-        sharing = [at for at, start in enumerate(starts) if start == latest]
-        return sharing[client_id % len(sharing)]
-
-    return shard_of
-
-
 def open_store(settings: config.Store) -> Store:
     """A new connection to the configured store, which has no shards."""
     if settings.kind == "embedded":
@@ -56,3 +31,29 @@ def open_store(settings: config.Store) -> Store:
     from .clickhouse import ClickHouseStore
 
     return ClickHouseStore(settings)
+
+
+def shard_names(settings: config.Store) -> list[str]:
+    """The shards' names in the order of ``open_shards``: by name, so that a file's order decides nothing."""
+    return sorted(settings.shards)
+
+
+def shard_suffix(settings: config.Store, number: int) -> str:
+    """How messages name a shard by its position: " of shard NAME", nothing where it is the only one."""
+    names = shard_names(settings)
+    return f" of shard {names[number]}" if len(names) > 1 else ""
+
+
+def shard_of(settings: config.Store) -> Callable[[int], int]:
+    """A function that tells the shard of a client, as a position in ``open_shards``. A client's shard never changes when
+    shards are added as documented."""
+    starts = [settings.shards[name].first_client for name in shard_names(settings)] or [0]
+    if len(starts) == 1:
+        return lambda _: 0
+
+    def find(client_id: int) -> int:
+        latest = max(start for start in starts if start <= client_id)
+        sharing = [at for at, start in enumerate(starts) if start == latest]
+        return sharing[client_id % len(sharing)]
+
+    return find

@@ -1,124 +1,50 @@
-"""The final database as the server, the audit and the archive see it: tables, one-block inserts, look-ups.
+"""The store in ClickHouse's SQL: its tables, what a server does with them, and what is asked about them.
 
-All SQL stands here; ``clickhouse.py`` and ``embedded.py`` only run it. Both raise ``StoreUnavailable`` when a statement
-was not done or its outcome is unknown, ``StoreError`` when trying again cannot help.
+``clickhouse.py`` and ``embedded.py`` run the statements.
 """
 
 from __future__ import annotations
 
-import re
 import time
-from abc import ABC, abstractmethod
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from datetime import date
-from typing import Any, TypeVar
-
-import numpy as np
-import pyarrow as pa
+from typing import Any
 
 from .. import config
-from ..errors import ConfigError, StoreError
+from ..errors import StoreError
 from ..formats.messages import Dropped, Produced
-from . import schema
-from .columns import (
-    REJECTED_OVERHEAD,
-    Block,
-    Probe,
-    Reading,
-    Rejected,
-    as_column,
-    as_date,
-    quote,
-    sync_filesystem,
-    text,
-)
+from . import accepted, schema
+from .accounts import Account, Accounts, Entry, Tally, Wanted
+from .audit import audit
+from .columns import REJECTED_OVERHEAD, Block, Probe, Reading, Rejected, as_date, text
+from .delivery import Delivery
+from .sql import Sql, quote
 
 LOOK_UP_AT_ONCE = 1000
 LOOK_UP_LETTERS = 30_000
 """Of keys in one statement: ClickHouse takes 256 KiB (max_query_size), and a letter may be four bytes."""
-T = TypeVar("T")
-NO_DEDUPLICATION = {"insert_deduplicate": 0, "deduplicate_insert": "disable", "deduplicate_insert_select": "disable"}
-"""A block that was written once without reaching its quorum would be taken for done when it is written again, and be
-acknowledged. The first name is that of releases up to 26.1; later ones obey the others alone."""
-NO_DROP_LIMITS = {"max_table_size_to_drop": 0, "max_partition_size_to_drop": 0}
-"""Settings of current engines, which else refuse to drop or replace a day of more than 50 GB."""
 
 
-class Store(ABC):
-    """One connection to the store, for one thread."""
-
-    def __init__(self, settings: config.Store) -> None:
-        if not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", settings.database):
-            raise ConfigError(
-                f"store.database {settings.database!r} must be a plain name", "Use letters, digits and _."
-            )
-        self.settings = settings
-        self.database = settings.database
-        self._noted: defaultdict[date, set[int]] = defaultdict(set)
-
-    # -- what each engine does in its own way ------------------------------------------------------------------------
-
-    modern: bool
-    """True for engines that know codecs and fsync settings (any release of the last years)."""
-
-    @abstractmethod
-    def query(self, sql: str) -> list[tuple[Any, ...]]:
-        """Runs a statement; the rows of a SELECT, strings as bytes (zero bytes at their end may be cut off)."""
-
-    replicas = 1
-    """How many servers can be asked in turn."""
-
-    def read_whole(self, tables: Sequence[str], work: Callable[[], T]) -> T:  # noqa: ARG002
-        """What ``work`` returns, which reads ``tables`` from one replica that has all that its shard has."""
-        return work()
-
-    def not_whole(self, tables: Sequence[str]) -> list[str]:  # noqa: ARG002
-        """Waits until each replica has all of ``tables`` that its shard has, for ``timeout`` each; returns which lack what."""
-        return []
-
-    def replica_states(self) -> dict[str, str]:
-        """For each replica of a shard, by host:port, what is wrong with it; "" for one that is in step."""
-        return {}
-
-    def everywhere(self, work: Callable[[], object]) -> list[str]:
-        """Has ``work`` done on every replica; returns which did not do it all, and why."""
-        work()
-        return []
-
-    @abstractmethod
-    def drop(self, statement: str) -> None:
-        """Runs a DROP, or an ALTER that drops or replaces a partition, whatever the size. A modern engine has freed the
-        disk when a DROP returns, and not minutes later."""
-
-    parallel: bool
-    """True if several connections of one process can work at the same time."""
-
-    @abstractmethod
-    def stream(self, sql: str) -> Iterator[pa.RecordBatch]:
-        """The rows of a SELECT as Arrow, block by block; strings as binary, to the last bit."""
-
-    @abstractmethod
-    def insert(self, table: str, columns: dict[str, Any], keys: Sequence[bytes] | None = None) -> None:
-        """One INSERT of one block. ``columns`` are numpy arrays; with ``keys``, ``data_key`` holds codes into them."""
-
-    @abstractmethod
-    def close(self) -> None:
-        """Ends the connection."""
-
-    # -- writing -----------------------------------------------------------------------------------------------------
+class Store(Sql, Delivery, Accounts):
+    """One connection, for one thread."""
 
     _replicated = False
 
+    def __init__(self, settings: config.Store) -> None:
+        super().__init__(settings)
+        self._noted: defaultdict[date, set[int]] = defaultdict(set)
+
+    # -- tables --------------------------------------------------------------------------------------------------------
+
     def migrate(self) -> None:
-        """Creates what is missing. Raises ``StoreError`` if a newer Skywave made the tables, or if something else than ours
-        has one of their names; then nothing was made."""
+        """See ``Delivery``."""
         self.check_tables()
         self._create_tables()
         self._check_version()
 
     def check_tables(self) -> list[str]:
-        """Which of our tables are missing; raises ``StoreError`` if one that is there is not ours."""
+        """See ``Accounts``."""
         database = quote(self.database)
         columns: defaultdict[str, dict[str, str]] = defaultdict(dict)
         for table, name, kind in self.query(
@@ -153,34 +79,6 @@ class Store(ABC):
             row = ("schema", str(schema.VERSION), int(time.time()))
             self.insert_rows("meta", ("name", "value", "at"), [row])
 
-    def insert_readings(self, block: Block) -> None:
-        """Commits a block as one part. Durable as far as the store makes it; see ``sync``."""
-        self._note(block)
-        day = np.full(len(block), np.datetime64(block.day))
-        columns = {
-            "client_id": block.client_id, "stream": block.stream, "seq": block.seq, "created_at": block.created_at,
-            "data_key": block.codes, "data_value": block.data_value, "received_at": block.received_at, "day": day,
-        }  # fmt: skip
-        self.insert(f"{self.database}.telemetry", columns, block.keys)
-        self.sync()
-
-    def _note(self, block: Block) -> None:
-        """Names the days of a block's readings in ``arrivals``, unless this connection has named them before.
-
-        First the name, then the readings: ``arrivals`` may name days that did not come, but lacks none that did.
-        """
-        if len(self._noted) > 100:
-            self._noted.clear()
-        noted = self._noted[block.day]
-        at = block.created_at
-        days = np.clip(np.array([at.min(), at.max()]) // schema.DAY_US, 0, schema.LAST_DAY)
-        if days[1] - days[0] > 1:
-            days = np.unique(np.clip(at // schema.DAY_US, 0, schema.LAST_DAY))
-        if new := set(days.tolist()) - noted:
-            rows = [(np.datetime64(number, "D"), block.day) for number in sorted(new)]
-            self.insert_rows("arrivals", ("created_day", "day"), rows)
-            noted |= new
-
     def note_arrivals(self, table: str, day: date) -> None:
         """Names the days of all readings that ``table`` has under ``day`` in ``arrivals``."""
         self.query(
@@ -194,55 +92,10 @@ class Store(ABC):
             self.note_arrivals(f"{self.database}.telemetry", as_date(value))
             yield as_date(value)
 
-    def reject(self, rows: Sequence[Rejected]) -> None:
-        """Commits poison; the same message again changes nothing."""
-        names = tuple(Rejected.__dataclass_fields__)
-        by_day: dict[date, list[tuple[Any, ...]]] = {}
-        for row in rows:
-            by_day.setdefault(row.day, []).append(tuple(getattr(row, name) for name in names))
-        for part in by_day.values():
-            self.insert_rows("rejected", names, part)
-        self.sync()
-
-    def record_streams(self, rows: Iterable[tuple[int, Produced, int]], reported_at: int) -> None:
-        """Keeps what clients say they produced: client, account, and the time of its oldest unacknowledged reading."""
-        names = ("client_id", "stream", "last_seq", "first_pending", "oldest_at", "reported_at")
-        self.insert_rows(
-            "streams", names, [(client, *account, oldest, reported_at) for client, account, oldest in rows]
-        )
-        self.sync()
-
-    def pending_streams(self, clients: Iterable[int]) -> list[tuple[int, Produced]]:
-        """The streams of these clients that were said to have readings in an outbox."""
-        rows = self.query(
-            f"SELECT client_id, stream, last_seq, first_pending FROM {self.database}.streams FINAL"
-            f" WHERE client_id IN ({', '.join(map(str, clients))}) AND first_pending > 0"
-        )
-        return [(int(client), Produced(int(stream), int(last), int(first))) for client, stream, last, first in rows]
-
-    def record_dropped(self, rows: Iterable[tuple[int, Dropped]], reported_at: int) -> None:
-        """Keeps what clients declare lost."""
-        names = ("client_id", "stream", "first_seq", "last_seq", "reason", "reported_at")
-        self.insert_rows("dropped", names, [(client_id, *dropped, reported_at) for client_id, dropped in rows])
-        self.sync()
-
-    def sync(self) -> None:
-        """With ``sync = "filesystem"``: everything committed so far is on the disk when this returns (syncfs(2))."""
-        if self.settings.sync == "filesystem":
-            sync_filesystem(self.settings.data_path)
-
-    def insert_rows(self, table: str, names: Sequence[str], rows: Sequence[tuple[Any, ...]]) -> None:
-        """One INSERT of a few rows of Python values; ``table`` without its database."""
-        if rows:
-            columns = {
-                name: as_column(name, values) for name, values in zip(names, zip(*rows, strict=True), strict=True)
-            }
-            self.insert(f"{self.database}.{table}", columns)
-
-    # -- reading -----------------------------------------------------------------------------------------------------
+    # -- delivery ------------------------------------------------------------------------------------------------------
 
     def existing(self, probes: Sequence[Probe]) -> set[tuple[int, int, int]]:
-        """Which of the batches are stored (or were, and are archived since): ``(client_id, stream, first_seq)``."""
+        """See ``Delivery``."""
         found: set[tuple[int, int, int]] = set()
         ordered = sorted(probes, key=lambda probe: probe.created_at)
         start = letters = 0
@@ -277,7 +130,7 @@ class Store(ABC):
         return found
 
     def known_readings(self, readings: Sequence[Reading]) -> set[Reading]:
-        """Which of the readings are stored, under whatever name and day."""
+        """See ``Delivery``."""
         found: set[Reading] = set()
         wanted = sorted(set(readings))
         step = min(LOOK_UP_AT_ONCE, LOOK_UP_LETTERS // max((len(key) for _, key, _, _ in wanted), default=1))
@@ -294,8 +147,36 @@ class Store(ABC):
             found |= {(int(client), text(key), int(at), float(value)) for client, key, at, value in rows}
         return found.intersection(wanted)
 
+    def insert_readings(self, block: Block) -> None:
+        """See ``Delivery``."""
+        self._name_days(block)
+        self.insert(f"{self.database}.telemetry", block.columns(), block.keys)
+        self.sync()
+
+    def _name_days(self, block: Block) -> None:
+        """Names the days of a block's readings in ``arrivals``, unless this connection has named them before.
+
+        First the name, then the readings: ``arrivals`` may name days that did not come, but lacks none that did.
+        """
+        if len(self._noted) > 100:
+            self._noted.clear()
+        noted = self._noted[block.day]
+        if new := block.created_days() - noted:
+            self.insert_rows("arrivals", ("created_day", "day"), [(number, block.day) for number in sorted(new)])
+            noted |= new
+
+    def reject(self, rows: Sequence[Rejected]) -> None:
+        """See ``Delivery``."""
+        names = tuple(Rejected.__dataclass_fields__)
+        by_day: dict[date, list[tuple[Any, ...]]] = {}
+        for row in rows:
+            by_day.setdefault(row.day, []).append(tuple(getattr(row, name) for name in names))
+        for part in by_day.values():
+            self.insert_rows("rejected", names, part)
+        self.sync()
+
     def rejected_bytes(self, client_id: int, day: date) -> int:
-        """Bytes of poison kept for a client on a day: the sum of their ``Rejected.size``."""
+        """See ``Delivery``."""
         size = f"length(payload) + length(topic) + length(reason) + length(properties) + {REJECTED_OVERHEAD}"
         return int(
             self.query(
@@ -303,12 +184,54 @@ class Store(ABC):
             )[0][0]
         )
 
-    def rejected(self, where: str = "1", payload: bool = False) -> list[Rejected]:
-        """Poison, oldest first; without ``payload`` its bytes are left empty."""
+    def record_streams(self, rows: Iterable[tuple[int, Produced, int]], reported_at: int) -> None:
+        """See ``Delivery``."""
+        names = ("client_id", "stream", "last_seq", "first_pending", "oldest_at", "reported_at")
+        self.insert_rows(
+            "streams", names, [(client, *account, oldest, reported_at) for client, account, oldest in rows]
+        )
+        self.sync()
+
+    def pending_streams(self, clients: Iterable[int]) -> list[tuple[int, Produced]]:
+        """See ``Delivery``."""
+        rows = self.query(
+            f"SELECT client_id, stream, last_seq, first_pending FROM {self.database}.streams FINAL"
+            f" WHERE client_id IN ({', '.join(map(str, clients))}) AND first_pending > 0"
+        )
+        return [(int(client), Produced(int(stream), int(last), int(first))) for client, stream, last, first in rows]
+
+    def record_dropped(self, rows: Iterable[tuple[int, Dropped]], reported_at: int) -> None:
+        """See ``Delivery``."""
+        names = ("client_id", "stream", "first_seq", "last_seq", "reason", "reported_at")
+        self.insert_rows("dropped", names, [(client_id, *dropped, reported_at) for client_id, dropped in rows])
+        self.sync()
+
+    # -- accounts ------------------------------------------------------------------------------------------------------
+
+    def account(self, client_id: int | None = None) -> Account:
+        """See ``Accounts``."""
+        return audit(self, client_id)
+
+    def accepted(self, client_id: int | None = None) -> list[Entry]:
+        """See ``Accounts``."""
+        return accepted.entries(self, client_id)
+
+    def accept(self, wanted: Sequence[Wanted], what: str, reason: str, name: str) -> list[Entry]:
+        """See ``Accounts``. Makes the table where no server of this release has."""
+        if not accepted.is_there(self):
+            self.migrate()
+        return accepted.record(self, wanted, what, reason, name)
+
+    def rejected(self, client_id: int | None = None, sha256: str = "", payload: bool = False) -> list[Rejected]:
+        """See ``Accounts``."""
+        chosen = [f"client_id = {client_id}"] if client_id is not None else []
+        chosen += [f"startsWith(sha256, {quote(sha256)})"] if sha256 else []
         # As hex, because numpy cuts the zero bytes off the end of a string.
         bytes_column = "hex(payload)" if payload else "''"
         names = ", ".join(bytes_column if name == "payload" else name for name in Rejected.__dataclass_fields__)
-        rows = self.query(f"SELECT {names} FROM {self.database}.rejected FINAL WHERE {where} ORDER BY received_at")
+        rows = self.query(
+            f"SELECT {names} FROM {self.database}.rejected FINAL WHERE {' AND '.join(chosen) or '1'} ORDER BY received_at"
+        )
         return [
             Rejected(
                 int(client_id), int(stream), int(first), int(count), text(digest), text(topic), text(reason), text(notes),
@@ -316,3 +239,28 @@ class Store(ABC):
             )
             for client_id, stream, first, count, digest, topic, reason, notes, content, at, day in rows
         ]  # fmt: skip
+
+    def delivered(self, clients: Iterable[int], since: int) -> dict[int, int]:
+        """See ``Accounts``."""
+        rows = self.query(
+            f"SELECT client_id, count() FROM {self.database}.telemetry WHERE day >= today() - 1"
+            f" AND client_id IN ({', '.join(map(str, clients))}) AND received_at >= {since} GROUP BY client_id"
+        )
+        return {int(client_id): int(count) for client_id, count in rows}
+
+    def tallies(self, times: int) -> list[Tally]:
+        """See ``Accounts``."""
+        rows = self.query(
+            f"SELECT client_id, stream, count(), uniqExact(seq), max(seq), sum(toInt64(round(data_value * {times})))"
+            f" FROM {self.database}.telemetry FINAL GROUP BY client_id, stream"
+        )
+        return [Tally(*map(int, row)) for row in rows]
+
+    def values(self, data_key: str) -> list[float]:
+        """See ``Accounts``."""
+        rows = self.query(f"SELECT data_value FROM {self.database}.telemetry FINAL WHERE data_key = {quote(data_key)}")
+        return [float(value) for (value,) in rows]
+
+    def version(self) -> str:
+        """See ``Accounts``."""
+        return text(self.query("SELECT version()")[0][0])

@@ -7,8 +7,9 @@ from contextlib import closing
 from support.vault import STREAM, days_ago
 
 from skywave.formats.messages import Produced
-from skywave.store.accepted import LOST, TAKEN_BACK, entries
+from skywave.store.accepted import entries
 from skywave.store.accepting import What, note
+from skywave.store.accounts import LOST, TAKEN_BACK
 from skywave.store.audit import audit
 from skywave.store.shards import open_store
 

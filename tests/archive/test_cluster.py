@@ -17,7 +17,7 @@ from support.parts import running, wait_for
 from support.stand import Skywave, Stand, delivers
 
 from skywave import config
-from skywave.store.audit import audit_shards
+from skywave.store.accounts import audit_shards
 from skywave.store.shards import open_shards, open_store
 
 CLIENTS = (1, 2, 3)

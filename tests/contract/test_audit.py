@@ -15,11 +15,10 @@ from contract.test_store import AT, BIG, DAY, block, settings, store  # noqa: F4
 from skywave.commands.main import main
 from skywave.errors import ConfigError
 from skywave.formats.messages import Dropped, Produced
-from skywave.store import accepted, accepting
+from skywave.store import accepting
 from skywave.store import audit as audit_module
-from skywave.store.accepted import LOST, TAKEN_BACK, VOID
 from skywave.store.accepting import What
-from skywave.store.audit import audit
+from skywave.store.accounts import FIGURES, LOST, TAKEN_BACK, VOID
 from skywave.store.columns import Block, Rejected
 
 MAX = 2**64 - 1
@@ -92,13 +91,13 @@ def test_the_account_is_what_counting_number_by_number_gives(store, rng, monkeyp
     ids = [1, 2, 3, MAX]
     store.insert_readings(scattered(ids, 9, 0))
     store.record_streams([(key[0], Produced(key[1], *said), 0) for key, said in reported.items()], 1)
-    account = audit(store)
+    account = store.account()
     wanted = by_hand(rows, reported, lost)
     for mine in account.streams:
         figures = wanted.pop((mine.client_id, int(mine.stream)))
-        got = {name: getattr(mine, name) for name in audit_module.FIGURES if name != "produced" and getattr(mine, name)}
+        got = {name: getattr(mine, name) for name in FIGURES if name != "produced" and getattr(mine, name)}
         assert got == {name: count for name, count in figures.items() if count}
-        assert mine.produced == sum(getattr(mine, n) for n in audit_module.FIGURES[1:-2])
+        assert mine.produced == sum(getattr(mine, n) for n in FIGURES[1:-2])
     assert not wanted
     assert account.foreign == len(ids) + sum(row[:2] not in reported for row in rows)
 
@@ -109,7 +108,7 @@ def statements(store, monkeypatch):  # noqa: F811
     for name in ("query", "stream"):
         run = getattr(store, name)
         monkeypatch.setattr(store, name, lambda sql, run=run: counted.append(sql) or run(sql))
-    account = audit(store)
+    account = store.account()
     monkeypatch.undo()
     return len(counted), account
 
@@ -148,22 +147,22 @@ def test_an_accepted_loss_leaves_the_verdict_and_stays_in_the_account_until_it_i
     assert note(store, f"7/{BIG}/1-50", LOST) == [(7, BIG, 1, 10)], (
         "what is stored is not accepted, if it is lost later"
     )
-    account = audit(store)
+    account = store.account()
     assert (account.total("accepted"), account.total("missing"), account.total("pending")) == (10, 25, 5)
     assert account.streams[0].missing_ranges == [(101, 115)]
     assert not account.clean
     assert note(store, "all", LOST) == [(7, BIG, 101, 115), (8, 5, 1, 10)]
-    account = audit(store)
+    account = store.account()
     assert account.clean
     assert account.as_json()["accepted"] == 35
     with pytest.raises(ConfigError, match="nothing of that is missing"):
         note(store, "8", LOST)
     store.record_streams([(8, Produced(5, 12, 0), 0)], 2)
-    assert audit(store).streams[-1].missing_ranges == [(11, 12)], "what goes missing later is seen"
+    assert store.account().streams[-1].missing_ranges == [(11, 12)], "what goes missing later is seen"
     store.insert_readings(block(first=1, n=10))
-    account = audit(store)
+    account = store.account()
     assert (account.total("stored"), account.total("accepted")) == (100, 25), "what came after all is stored"
-    kept = accepted.entries(store)
+    kept = store.accepted()
     assert [entry[:7] for entry in kept] == [
         (7, BIG, 1, 10, LOST, "the disk burnt", "ada"), (7, BIG, 101, 115, LOST, "the disk burnt", "ada"),
         (8, 5, 1, 10, LOST, "the disk burnt", "ada"),
@@ -171,20 +170,20 @@ def test_an_accepted_loss_leaves_the_verdict_and_stays_in_the_account_until_it_i
     with pytest.raises(ConfigError, match="nothing of that is on record"):
         note(store, "8/5/2-10", TAKEN_BACK)
     assert note(store, "8/5", TAKEN_BACK, "it was another disk", "bob") == [(8, 5, 1, 10)]
-    assert [entry.client_id for entry in accepted.entries(store)] == [7, 7]
-    assert audit(store).total("missing") == 12
+    assert [entry.client_id for entry in store.accepted()] == [7, 7]
+    assert store.account().total("missing") == 12
 
 
 def test_an_account_that_was_forged_is_corrected_with_a_reason(store):  # noqa: F811
     store.insert_readings(block(n=100))
     store.record_streams([(7, Produced(BIG, MAX, 90), 0)], 1)
-    assert audit(store).total("pending") == MAX - 100
+    assert store.account().total("pending") == MAX - 100
     with pytest.raises(ConfigError, match="reading 100 of that stream has arrived"):
         note(store, f"7/{BIG}/99", VOID)
     with pytest.raises(ConfigError, match="no client has named"):
         note(store, f"8/{BIG}/100", VOID)
     assert note(store, f"7/{BIG}/105", VOID) == [(7, BIG, 106, MAX)]
-    account = audit(store)
+    account = store.account()
     assert (account.total("produced"), account.total("stored"), account.total("pending")) == (105, 100, 5)
     with pytest.raises(ConfigError, match="named"):
         note(store, f"7/{BIG}/{MAX}", VOID)
@@ -193,9 +192,9 @@ def test_an_account_that_was_forged_is_corrected_with_a_reason(store):  # noqa: 
 def test_a_store_without_the_record_has_an_account_and_gets_the_record_with_the_first_entry(store):  # noqa: F811
     store.query(f"DROP TABLE {store.database}.accepted")
     store.record_streams([(8, Produced(5, 10, 0), 0)], 1)
-    assert accepted.entries(store) == []
+    assert store.accepted() == []
     note(store, "8/5", LOST)
-    assert audit(store).clean
+    assert store.account().clean
 
 
 @pytest.mark.parametrize("word", ["", "0", "7/", "7/0", "7/5/9-3", "7/5/0-3", "7/18446744073709551616", "x", "7/5/-3"])

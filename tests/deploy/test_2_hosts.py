@@ -14,8 +14,9 @@ os.environ["CREDENTIALS_DIRECTORY"] = "/etc/skywave/credentials"
 from datetime import timedelta
 import numpy as np
 from skywave import config
-from skywave.messages import Produced
-from skywave.server.store import Block, open_store
+from skywave.formats.messages import Produced
+from skywave.store.columns import Block
+from skywave.store.shards import open_store
 from skywave.process.times import utc_today
 store = open_store(config.load("/etc/skywave/server.toml", config.Server).store)
 count, now = 1000, time.time_ns() // 1000

@@ -14,9 +14,10 @@ from support.stand import Stand, delivers
 from skywave import config
 from skywave.care.doctor import examine
 from skywave.formats.messages import Produced
-from skywave.store.accepted import LOST, entries
+from skywave.store.accepted import entries
 from skywave.store.accepting import What, note
-from skywave.store.audit import audit, audit_shards
+from skywave.store.accounts import LOST, audit_shards
+from skywave.store.audit import audit
 from skywave.store.clickhouse import ClickHouseStore
 from skywave.store.columns import Block
 from skywave.store.schema import DAY_US

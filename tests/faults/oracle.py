@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 
 from faults.world import Edge, World
 from skywave.emulator.ledger import read_ledger
-from skywave.store.audit import audit_shards
+from skywave.store.accounts import audit_shards
 
 HOP_BYTES = 256 << 10
 """Bytes that may stand between two ends of a TCP connection: both buffers, which the kernel doubles."""

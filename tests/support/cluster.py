@@ -11,7 +11,7 @@ from pathlib import Path
 
 from skywave import config
 from skywave.store import schema
-from skywave.store.clickhouse import NEVER_LOOKED_S
+from skywave.store.replicas import NEVER_LOOKED_S
 from skywave.store.shards import open_store
 from support.parts import ClickHouse, Part, which
 from support.stand import skywave

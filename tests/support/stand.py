@@ -15,7 +15,7 @@ from pathlib import Path
 from skywave import config
 from skywave.emulator.ledger import read_ledger
 from skywave.emulator.signals import KINDS
-from skywave.store.audit import audit_shards
+from skywave.store.accounts import audit_shards
 from skywave.store.shards import open_shards, open_store
 from support.parts import Mosquitto, Part, free_port, wait_for
 

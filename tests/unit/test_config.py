@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from skywave import config
 from skywave.config.masking import mask
 from skywave.errors import ConfigError
-from skywave.store.shards import place
+from skywave.store.shards import shard_of
 
 CLIENT = "client_id = 7\n[sensors.t]\nport = 9090\n"
 
@@ -73,14 +73,14 @@ def test_no_client_moves_when_a_shard_is_added():
     def shards(*starts):
         return {f"s{n}": {"replicas": f"a{n}:1, b{n}:1", "first_client": start} for n, start in enumerate(starts)}
 
-    two = place(config.parse({"store": {"shards": shards(0, 0)}}, config.Server).store)
-    three = place(config.parse({"store": {"shards": shards(0, 0, 101)}}, config.Server).store)
-    four = place(config.parse({"store": {"shards": shards(0, 0, 101, 101)}}, config.Server).store)
+    two = shard_of(config.parse({"store": {"shards": shards(0, 0)}}, config.Server).store)
+    three = shard_of(config.parse({"store": {"shards": shards(0, 0, 101)}}, config.Server).store)
+    four = shard_of(config.parse({"store": {"shards": shards(0, 0, 101, 101)}}, config.Server).store)
     assert [two(client) for client in range(6)] == [0, 1, 0, 1, 0, 1]
     assert all(three(client) == four(client) == two(client) for client in range(101))
     assert {three(client) for client in range(101, 200)} == {2}
     assert {four(client) for client in range(101, 200)} == {2, 3}
-    assert place(config.Store())(12345) == 0
+    assert shard_of(config.Store())(12345) == 0
 
 
 def test_what_show_prints_is_a_configuration_that_means_the_same(tmp_path):

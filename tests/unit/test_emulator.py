@@ -19,7 +19,7 @@ from skywave.emulator.signals import SIGNALS
 from skywave.errors import StoreUnavailable
 from skywave.formats.batch import Name, decode
 from skywave.formats.frames import FrameParser
-from skywave.store.columns import sync_filesystem
+from skywave.store.sql import sync_filesystem
 
 
 def drain(port: int) -> list[float]:
@@ -50,6 +50,13 @@ def test_several_connections_at_once_get_what_the_ledger_says(tmp_path, signal, 
     assert [len(values) for values in got] == [700] * 3
     if signal == "counter":
         assert len({value for values in got for value in values}) == 2100, "unique over all connections"
+
+
+def test_a_sensor_runs_where_no_library_of_the_centre_is():
+    script = (
+        "import sys, skywave.emulator.sensor; print({'numpy', 'pyarrow', 'clickhouse_driver'} & sys.modules.keys())"
+    )
+    assert subprocess.check_output([sys.executable, "-c", script], text=True) == "set()\n"
 
 
 def test_a_ledgers_last_line_cut_short_is_left_out(tmp_path):

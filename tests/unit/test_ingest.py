@@ -14,8 +14,9 @@ from skywave import config
 from skywave.formats import topics
 from skywave.mqtt.events import Message
 from skywave.process.times import boottime, utc_today
+from skywave.server.admission import Admission
+from skywave.server.inbox import Inbox, Received
 from skywave.server.ingest import Ingest
-from skywave.server.subscriber import Inbox, Received
 from skywave.store.columns import Probe
 from skywave.store.store import LOOK_UP_AT_ONCE, LOOK_UP_LETTERS, Store
 
@@ -69,9 +70,15 @@ class Front:
 
 
 @pytest.fixture
-def ingest():
+def stopping():
+    return threading.Event()
+
+
+@pytest.fixture
+def ingest(stopping):
     inbox, store, front = Inbox(64 << 20), Memory(), Front()
-    return Ingest(config.Server(ingest=config.Ingest(linger=0.0)), inbox, front, store), inbox, store, front
+    settings = config.Server(ingest=config.Ingest(linger=0.0))
+    return Ingest(settings, inbox, front, store, stopping), inbox, store, front
 
 
 def status(client_id, **more):
@@ -81,10 +88,10 @@ def status(client_id, **more):
 
 def work(loop, inbox):
     while len(inbox):
-        loop._work(loop._gather(utc_today()))
+        loop.work(loop.gather(utc_today()))
 
 
-def test_a_server_accepts_again_though_statuses_never_cease(ingest):
+def test_a_server_accepts_again_though_statuses_never_cease(ingest, stopping):
     loop, inbox, _, front = ingest
     working = threading.Thread(target=loop.run)
     over = threading.Event()
@@ -105,7 +112,7 @@ def test_a_server_accepts_again_though_statuses_never_cease(ingest):
     finally:
         over.set()
         talking.join()
-        loop.stop()
+        stopping.set()
         working.join()
 
 
@@ -125,7 +132,7 @@ def test_a_hostile_status_stops_nobody(ingest, more):
     inbox.put(status(7, **more), 1)
     inbox.put(status(8), 1)
     work(loop, inbox)
-    assert loop.clients.keys() == {8}
+    assert loop.figures.clients.keys() == {8}
 
 
 @pytest.mark.parametrize(
@@ -146,7 +153,7 @@ def test_hostile_json_is_rejected_with_its_bytes_and_stops_nobody(ingest, payloa
 
 def test_an_error_of_ours_over_a_message_rejects_that_message(ingest, monkeypatch):
     loop, inbox, store, _ = ingest
-    monkeypatch.setattr(loop._admission, "admit", lambda *_: 1 / 0)
+    monkeypatch.setattr(Admission, "admit", lambda *_: 1 / 0)
     inbox.put(Received(Message(topics.data(7), b"{}"), boottime()), 1)
     work(loop, inbox)
     assert [(row.payload, row.reason) for row in store.poison] == [(b"{}", "division by zero")]

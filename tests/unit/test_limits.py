@@ -5,24 +5,27 @@ from __future__ import annotations
 import json
 import logging
 import threading
-import time
 from array import array
 from datetime import timedelta
 
 import pytest
+from support.parts import wait_for
 
 from skywave import config
-from skywave.errors import PoisonError, StoreBusy
+from skywave.errors import PoisonError, StoreBusy, StoreUnavailable
 from skywave.formats import topics
 from skywave.formats.batch import CONTENT_TYPE, Name, encode
 from skywave.formats.declared import MAX_READINGS
 from skywave.formats.messages import MAX_TOLD, Produced, Range
 from skywave.mqtt.events import Message
 from skywave.process.times import boottime, utc_today
-from skywave.server import admission, foreign, ingest
+from skywave.server import admission, foreign, ingest, inserting, limits
 from skywave.server.admission import Admission
-from skywave.server.ingest import Ingest, Stopped
-from skywave.server.subscriber import CLIENT_SHARE, Inbox, Received
+from skywave.server.group import DAYS_IN_A_GROUP
+from skywave.server.inbox import CLIENT_SHARE, Inbox, Received
+from skywave.server.ingest import Ingest
+from skywave.server.patience import Stopped
+from skywave.server.poison import MAX_NOTES
 from skywave.store.columns import REJECTED_OVERHEAD
 
 INBOX = 64 << 20
@@ -70,12 +73,14 @@ class Front:
 
 
 class Loop:
-    """An ingest on these."""
+    """An ingest on these. It is told to stop, so that a group that gathers waits for no more messages than there are."""
 
     def __init__(self, **settings):
         self.store, self.front, self.inbox = Memory(), Front(), Inbox(INBOX)
         settings = config.Server(ingest=config.Ingest(**{"linger": 0.0, **settings}))
-        self.ingest = Ingest(settings, self.inbox, self.front, self.store)
+        self.stopping = threading.Event()
+        self.stopping.set()
+        self.ingest = Ingest(settings, self.inbox, self.front, self.store, self.stopping)
 
     def put(self, message: Message) -> bool:
         return self.inbox.put(Received(message, boottime(), topics.parse_client(message.topic)[0]), 0)
@@ -87,7 +92,7 @@ class Loop:
             self.group()
 
     def group(self) -> None:
-        self.ingest._work(self.ingest._gather(utc_today()))
+        self.ingest.work(self.ingest.gather(utc_today()))
 
 
 @pytest.fixture
@@ -119,7 +124,7 @@ def test_a_client_has_a_share_of_the_inbox_in_which_properties_count():
     assert inbox.put(Received(Message(topics.data(8), bytes(1 << 20)), 0.0, 8), 0), "there is room for others"
     held = inbox.bytes
     assert held >= taken * 6_000_000
-    while inbox.take():
+    while inbox.get():
         pass
     assert inbox.bytes == 0
     assert inbox.put(Received(Message(topics.data(7), bytes(INBOX)), 0.0, 7), 0), "one message is always taken"
@@ -137,8 +142,8 @@ def test_poison_counts_towards_the_quota_with_all_that_is_kept_of_it():
     loop.work(*[Message(topics.data(7), b"", "", properties)] * 50)
     assert 0 < len(loop.store.poison) < 20
     assert sum(row.size for row in loop.store.poison) <= 20 * REJECTED_OVERHEAD
-    assert loop.ingest.over_quota == 50 - len(loop.store.poison)
-    assert max(len(row.properties) for row in loop.store.poison) < ingest.MAX_NOTES
+    assert loop.ingest.figures.over_quota == 50 - len(loop.store.poison)
+    assert max(len(row.properties) for row in loop.store.poison) < MAX_NOTES
 
 
 def test_one_bad_message_is_one_row_and_one_line_and_answers_each_id(loop, caplog):
@@ -165,7 +170,7 @@ def test_lines_about_a_client_are_bounded_in_length_in_number_and_obey_nothing(l
         assert len(record.getMessage()) < 1000
         assert record.getMessage().isprintable()
     loop.work(*[Message(topics.data(7), b"%d" % number) for number in range(300)])
-    assert len(caplog.records) <= ingest.LINES_A_DAY + 1
+    assert len(caplog.records) <= limits.LINES_A_DAY + 1
     assert len(loop.store.poison) == 300
     loop.work(Message(topics.data(8), b"x"))
     assert "client 8" in caplog.records[-1].getMessage()
@@ -175,7 +180,7 @@ def test_the_accounts_of_a_client_are_bounded_a_day(loop):
     for more in range(5):
         streams = [[str(more * 20_000 + number), "9", "1"] for number in range(1, 2001)]
         loop.work(status(7, streams=streams, dropped=[["1", "1", str(more + 1), "why"]]))
-    assert len(loop.store.streams) == ingest.STREAMS_A_DAY
+    assert len(loop.store.streams) == limits.STREAMS_A_DAY
     assert {item.last for _, item in loop.store.dropped} == {1, 2, 3, 4, 5}
     recorded = {item.stream for _, ack in loop.front.acks for item in ack.recorded}
     assert recorded == {item.stream for _, item, _ in loop.store.streams}, "nothing is forgotten that was not kept"
@@ -197,7 +202,7 @@ def test_only_a_status_that_names_all_streams_says_that_another_one_is_in_no_out
 
 
 def test_the_declared_losses_of_a_client_are_bounded_a_day(loop, monkeypatch):
-    monkeypatch.setattr(ingest, "DROPS_A_DAY", 1500)
+    monkeypatch.setattr(limits, "DROPS_A_DAY", 1500)
     for more in range(3):
         dropped = [["1", str(number), str(number), "why"] for number in range(more * 1000 + 1, more * 1000 + 1001)]
         loop.work(status(7, streams=[["1", "9999", "1"]], dropped=dropped))
@@ -224,19 +229,18 @@ def test_few_days_of_a_client_are_in_a_group_and_the_rest_comes_later():
     messages = [batch(7, number + 1, number % 20) for number in range(100)]
     for message in [*messages, batch(8, 1)]:
         assert loop.put(message)
-    group = loop.ingest._gather(utc_today())
+    group = loop.ingest.gather(utc_today())
     days = {(item.name.client_id, item.day) for item in group.admitted}
-    assert len(days) == ingest.DAYS_IN_A_GROUP + 1, "and the other client is among them"
-    loop.ingest._work(group)
-    loop.ingest._settings = config.Ingest(linger=0.0)
+    assert len(days) == DAYS_IN_A_GROUP + 1, "and the other client is among them"
+    loop.ingest.work(group)
     loop.work()
     assert sum(map(len, loop.store.blocks)) == 101
     assert loop.inbox.bytes == 0
 
 
 def test_an_insert_has_a_bound_in_bytes_with_the_keys_of_each_reading(monkeypatch):
-    monkeypatch.setattr(ingest, "MAX_INSERT_BYTES", 10_000_000)
-    monkeypatch.setattr(admission, "MAX_INSERT_BYTES", 10_000_000)
+    for module in (admission, ingest, inserting):
+        monkeypatch.setattr(module, "MAX_INSERT_BYTES", 10_000_000)
     loop = Loop(linger=5.0)
     keys = ["\U0001f600" * 1000]
     messages = [batch(7, number * 1000 + 1, keys=keys, count=1000) for number in range(10)]
@@ -253,42 +257,48 @@ def test_a_group_counts_the_keys_that_no_reading_uses(monkeypatch):
     keys = [f"{number:0900}" for number in range(5000)]
     for number in range(10):
         assert loop.put(batch(7, number + 1, keys=keys))
-    assert len(loop.ingest._gather(utc_today()).admitted) == 3
+    assert len(loop.ingest.gather(utc_today()).admitted) == 3
 
 
 def test_a_store_that_is_busy_for_long_is_taken_for_away_and_told():
     loop = Loop(pause_after=0.2)
-    errors = []
-
-    def run():
-        with pytest.raises(Stopped):
-            loop.ingest._until_done(lambda: errors.append(1) or busy())
+    loop.stopping.clear()
 
     def busy():
         raise StoreBusy("another insert waits for its quorum")
 
-    working = threading.Thread(target=run)
+    loop.store.migrate = busy
+    working = threading.Thread(target=loop.ingest.run)
     working.start()
     try:
-        until = time.monotonic() + 20
-        while loop.front.accepting and time.monotonic() < until:
-            time.sleep(0.02)
-        assert not loop.front.accepting
-        assert "quorum" in loop.ingest.store_error
+        wait_for(lambda: not loop.front.accepting, 20, "it does not accept")
+        assert "quorum" in loop.ingest.figures.store_error
     finally:
-        loop.ingest.stop()
+        loop.stopping.set()
         working.join()
 
 
-def test_what_a_busy_store_takes_in_its_turn_is_no_trouble(loop, caplog):
-    tries = []
+def test_a_group_that_waits_for_the_store_is_given_up_when_the_server_stops(loop):
+    loop.store.insert_readings = lambda _: (_ for _ in ()).throw(StoreUnavailable("away"))
+    with pytest.raises(Stopped):
+        loop.work(batch(7, 1))
+    assert not loop.front.acks
 
-    def work():
+
+def test_what_a_busy_store_takes_in_its_turn_is_no_trouble(loop, caplog):
+    loop.stopping.clear()
+    tries = []
+    insert = loop.store.insert_readings
+
+    def work(block):
         tries.append(1)
         if len(tries) < 4:
             raise StoreBusy("another insert waits for its quorum")
+        insert(block)
 
+    loop.store.insert_readings = work
     with caplog.at_level(logging.INFO):
-        loop.ingest._until_done(work)
+        loop.work(batch(7, 1))
     assert not caplog.records
     assert loop.front.accepting
+    assert len(loop.store.blocks) == 1

@@ -34,8 +34,10 @@ from skywave.formats.messages import Ack, Produced, Range, ServerStatus
 from skywave.mqtt.events import Disconnected, Message
 from skywave.outbox.opening import open_outbox
 from skywave.server import ingest as ingest_module
+from skywave.server import inserting as inserting_module
+from skywave.server.group import Group
+from skywave.server.inbox import Received
 from skywave.server.ingest import Ingest
-from skywave.server.subscriber import Received
 from skywave.store.columns import Block
 
 CLIENT = 1
@@ -121,8 +123,8 @@ class Server:
         self.held: list[Received] = []
         self.accepting = True
         settings = config.parse({"name": name}, config.Server)
-        self.ingest = Ingest(settings, SimpleNamespace(take=lambda: None), self, model.table)
-        self.ingest._stopping = SimpleNamespace(wait=lambda _: None, is_set=lambda: False)
+        never = SimpleNamespace(wait=lambda _: None, is_set=lambda: False)
+        self.ingest = Ingest(settings, None, self, model.table, never)
 
     def acknowledge(self, client_id: int, ack: Ack) -> None:
         self.model.acks.append(Message(topics.ack(client_id), ack.encode()))
@@ -134,18 +136,18 @@ class Server:
         """One group of all that it holds, as in ``Ingest.run``."""
         held, self.held = self.held, []
         ingest_module.utc_today = lambda: self.day
-        group = ingest_module._Group(self.day)
+        group = Group(self.day)
         table = self.model.table
         outer = table.before, table.must_ask  # of the server whose work this one races
         table.before, table.must_ask = set(table.readings), set()
         for received in held:
-            self.ingest._admit(received, group)
+            self.ingest.admit(received, group)
             sent = received.message.properties or {}
-            late = self.model.now - received.at > ingest_module.HELD_TOO_LONG_S
+            late = self.model.now - received.at > inserting_module.HELD_TOO_LONG_S
             if "stream" in sent and (sent["attempt"] != "0" or received.message.dup or late):
                 table.must_ask.add((int(sent["stream"]), int(sent["first_seq"])))
         try:
-            self.ingest._work(group)
+            self.ingest.work(group)
         except Killed:
             self.model.restart_server(self.name)
         finally:
@@ -196,10 +198,10 @@ class Delivery(RuleBasedStateMachine):
             tempfile.mkdtemp(prefix="skywave-model-", dir="/dev/shm" if Path("/dev/shm").exists() else None)
         )
         self.now = 1000.0
-        self.originals = (uplink_module.time, uplink_module.Link, ingest_module.boottime, ingest_module.utc_today)
+        self.originals = (uplink_module.time, uplink_module.Link, inserting_module.boottime, ingest_module.utc_today)
         uplink_module.time = SimpleNamespace(monotonic=lambda: self.now)
         uplink_module.Link = lambda *_, on_up, on_down, on_message, **__: Link(self, on_up, on_down, on_message)
-        ingest_module.boottime = lambda: self.now
+        inserting_module.boottime = lambda: self.now
         self.table = Table()
         self.network: list[Message] = []
         self.acks: list[Message] = []
@@ -223,7 +225,7 @@ class Delivery(RuleBasedStateMachine):
             self.heal()
         finally:
             self.outbox.close()
-            uplink_module.time, uplink_module.Link, ingest_module.boottime, ingest_module.utc_today = self.originals
+            uplink_module.time, uplink_module.Link, inserting_module.boottime, ingest_module.utc_today = self.originals
             shutil.rmtree(self.folder)
 
     # -- the client --------------------------------------------------------------------------------------------------

@@ -26,8 +26,9 @@ class Shelf:
     def __init__(self, *rows):
         self.rows, self.blocks = list(rows), []
 
-    def rejected(self, *_, **__):
-        return self.rows
+    def rejected(self, client_id=None, sha256="", payload=False):
+        assert payload
+        return [row for row in self.rows if client_id in (None, row.client_id) and row.sha256.startswith(sha256)]
 
     def existing(self, probes):
         names = {

@@ -14,11 +14,71 @@ from support.parts import wait_for
 from skywave import config
 from skywave.formats import topics
 from skywave.formats.batch import CONTENT_TYPE
-from skywave.formats.messages import ClientStatus, ServerStatus
+from skywave.formats.messages import Ack, ClientStatus, ServerStatus
 from skywave.mqtt.events import Message
 from skywave.mqtt.properties import RECEIVE_MAXIMUM
+from skywave.server import subscriber as subscriber_module
+from skywave.server.broker import KEPT_BESIDE_OTHERS_S, KEPT_S
+from skywave.server.inbox import Inbox
+from skywave.server.patience import Patience
 from skywave.server.service import STUCK_AFTER_S, UNHEARD_S, ServerProcess
-from skywave.server.subscriber import KEPT_BESIDE_OTHERS_S, KEPT_S, Inbox, Subscriber
+from skywave.server.subscriber import Subscriber
+
+JSON = b'{"created_at": 1, "data_key": "k", "data_value": 1}'
+
+
+class Wire:
+    """A link to one broker: what a subscriber sends over it is noted, what a broker sends is given to it."""
+
+    def __init__(self, brokers, *_, on_up, on_message, session_expiry, **__):
+        self.address = f"{brokers[0].host}:{brokers[0].port}"
+        self.on_up, self.hear = on_up, on_message
+        self.connected, self.session_present, self.session_expiry = True, False, session_expiry
+        self.trouble = self.hang = self.error = ""
+        self.answered, self.published, self.subscribed, self.connected_for = [], [], set(), []
+        self.marker = ()
+
+    def acknowledge(self, number):
+        if number:
+            self.answered.append(number)
+
+    def subscribe(self, wanted, **_):
+        self.subscribed.update(wanted)
+
+    def unsubscribe(self, wanted):
+        self.subscribed.difference_update(wanted)
+
+    def publish(self, topic, *_, properties=(), **__):
+        self.published.append(topic)
+        self.marker = properties
+
+    def reconnect(self, session_expiry):
+        self.connected_for.append(session_expiry)
+
+    def comes_up(self, session=False):
+        self.session_present = session
+        self.on_up()
+
+    @property
+    def has_data(self) -> bool:
+        return set(topics.ALL_DATA_SHARED) <= self.subscribed
+
+
+@pytest.fixture(autouse=True)
+def wires(monkeypatch):
+    """The links of every subscriber are wires."""
+    monkeypatch.setattr(subscriber_module, "Link", Wire)
+
+
+@pytest.fixture
+def server():
+    """A subscriber with one link that is up, its inbox of 1 MiB, and what goes over the wire."""
+    settings = config.parse({"name": "a", "mqtt": {"port": 1}, "ingest": {"pause_after": 0.1}}, config.Server)
+    inbox = Inbox(1 << 20)
+    subscriber = Subscriber(settings, [inbox])
+    (wire,) = subscriber.links
+    wire.comes_up()
+    return subscriber, inbox, wire
 
 
 def test_what_a_broker_remembers_of_a_client_that_moved_on_is_passed_over():
@@ -28,59 +88,29 @@ def test_what_a_broker_remembers_of_a_client_that_moved_on_is_passed_over():
     old, new = subscriber.links
     offline = Message(topics.client_status(7), b"offline", retained=True)
 
-    subscriber._receive(old, offline)
+    old.hear(offline)
     assert len(inbox) == 1, "all that is known of it"
-    subscriber._receive(new, Message(topics.data(7), b"batch"))
-    subscriber._receive(old, offline)
+    new.hear(Message(topics.data(7), b"batch"))
+    old.hear(offline)
     assert len(inbox) == 2, "it is with the new broker now"
-    subscriber._receive(old, Message(topics.client_status(8), b"another", retained=True))
-    subscriber._receive(old, Message(topics.client_status(7), b"said now"))
+    old.hear(Message(topics.client_status(8), b"another", retained=True))
+    old.hear(Message(topics.client_status(7), b"said now"))
     assert len(inbox) == 4
-    subscriber._receive(new, Message(topics.data(7), b"batch"))
-    subscriber._receive(old, Message(topics.client_status(7), b""))
+    new.hear(Message(topics.data(7), b"batch"))
+    old.hear(Message(topics.client_status(7), b""))
     assert len(inbox) == 5, "it has the old one forget it"
-    assert subscriber._heard_from[7] is new
-
-
-JSON = b'{"created_at": 1, "data_key": "k", "data_value": 1}'
-
-
-class Wire:
-    """What a subscriber's link would send."""
-
-    def __init__(self, link, monkeypatch):
-        self.link, self.answered, self.subscribed, self.connected_for = link, [], set(), []
-        link.connected, link.session_present = True, False
-        monkeypatch.setattr(link, "acknowledge", lambda number: number and self.answered.append(number))
-        monkeypatch.setattr(link, "subscribe", lambda wanted, **_: self.subscribed.update(wanted))
-        monkeypatch.setattr(link, "unsubscribe", lambda wanted: self.subscribed.difference_update(wanted))
-        monkeypatch.setattr(link, "publish", lambda *_, **more: setattr(self, "marker", more.get("properties")))
-        monkeypatch.setattr(link, "reconnect", self.connected_for.append)
-
-    @property
-    def has_data(self) -> bool:
-        return set(topics.ALL_DATA_SHARED) <= self.subscribed
-
-
-@pytest.fixture
-def server(monkeypatch):
-    """A subscriber with one link that is up, its inbox of 1 MiB, and what goes over the wire."""
-    settings = config.parse({"name": "a", "mqtt": {"port": 1}, "ingest": {"pause_after": 0.1}}, config.Server)
-    inbox = Inbox(1 << 20)
-    subscriber = Subscriber(settings, [inbox])
-    wire = Wire(subscriber.links[0], monkeypatch)
-    comes_up(subscriber, wire)
-    return subscriber, inbox, wire
-
-
-def comes_up(subscriber, wire, session=False):
-    wire.link.session_present = session
-    subscriber._up(subscriber._brokers[wire.link])
+    subscriber.acknowledge(7, Ack("a", date(2026, 11, 30)))
+    assert (old.published, new.published) == ([], [topics.ack(7)])
 
 
 def hear(server, *messages):
     for message in messages:
-        server[0]._hear(server[2].link, message)
+        server[2].hear(message)
+
+
+def commit(inbox):
+    item = inbox.get()
+    item.answer(item)
 
 
 def other(accepting):
@@ -91,33 +121,29 @@ def test_json_is_answered_when_it_is_committed_and_a_batch_when_it_is_read(serve
     _, inbox, wire = server
     hear(server, Message(topics.data(7), JSON, packet_id=1), Message(topics.data(7), b"", CONTENT_TYPE, packet_id=2))
     assert wire.answered == [2]
-    item = inbox.take()
-    item.settle(item)
+    commit(inbox)
     assert wire.answered == [2, 1]
 
 
 def test_json_that_the_broker_sends_again_while_it_is_held_is_held_once(server):
-    subscriber, inbox, wire = server
+    _, inbox, wire = server
     hear(server, Message(topics.data(7), JSON, packet_id=1))
-    comes_up(subscriber, wire, session=True)
+    wire.comes_up(session=True)
     hear(server, Message(topics.data(7), JSON, packet_id=1, dup=True))
     assert len(inbox) == 1
-    item = inbox.take()
-    item.settle(item)
+    commit(inbox)
     assert wire.answered == [1]
 
 
 def test_after_the_broker_forgot_the_session_no_later_message_is_answered_by_an_earlier_one(server, caplog):
-    subscriber, inbox, wire = server
+    _, inbox, wire = server
     hear(server, Message(topics.data(7), JSON, packet_id=1))
-    comes_up(subscriber, wire)
+    wire.comes_up()
     assert "kept nothing" in caplog.text
     hear(server, Message(topics.data(7), JSON + b" ", packet_id=1))
-    item = inbox.take()
-    item.settle(item)
+    commit(inbox)
     assert wire.answered == []
-    item = inbox.take()
-    item.settle(item)
+    commit(inbox)
     assert wire.answered == [1]
 
 
@@ -129,7 +155,7 @@ def test_json_for_which_there_is_no_room_stays_with_the_broker_and_is_asked_for_
     subscriber.tick()
     subscriber.set_accepting(True)
     assert wire.connected_for == []
-    inbox.take()
+    inbox.get()
     subscriber.tick()
     assert wire.connected_for == [KEPT_S]
     subscriber.tick()
@@ -151,15 +177,15 @@ def test_a_client_that_fills_its_share_does_not_stop_the_others(server):
 
 
 def test_batches_that_waited_in_the_broker_are_looked_up(server):
-    subscriber, inbox, wire = server
-    comes_up(subscriber, wire, session=True)
+    _, inbox, wire = server
+    wire.comes_up(session=True)
     batch = Message(topics.data(7), b"", CONTENT_TYPE)
     hear(
         server, batch, Message(topics.server_status("a"), b"{}", "", {"connection": "of an earlier connection"}), batch
     )
-    assert [inbox.take().message.dup for _ in range(2)] == [True, True]
+    assert [inbox.get().message.dup for _ in range(2)] == [True, True]
     hear(server, Message(topics.server_status("a"), b"{}", "", dict(wire.marker)), batch)
-    assert not inbox.take().message.dup
+    assert not inbox.get().message.dup
 
 
 def test_only_where_no_other_server_accepts_does_one_that_cannot_commit_keep_json(server):
@@ -177,20 +203,20 @@ def test_only_where_no_other_server_accepts_does_one_that_cannot_commit_keep_jso
 
 def test_beside_other_servers_a_broker_keeps_a_session_for_a_minute(server):
     _, _, wire = server
-    assert wire.link.session_expiry == KEPT_S
+    assert wire.session_expiry == KEPT_S
     hear(server, other(accepting=True))
-    wire.link.session_expiry = wire.connected_for[-1]
+    wire.session_expiry = wire.connected_for[-1]
     hear(server, other(accepting=False))
     assert wire.connected_for == [KEPT_BESIDE_OTHERS_S], "it may be back at any time"
     hear(server, Message(topics.server_status("b"), b"", packet_id=2))
     assert wire.connected_for == [KEPT_BESIDE_OTHERS_S, KEPT_S], "somebody cleared its status"
 
 
-def test_a_shard_that_is_away_does_not_take_all_that_may_be_unanswered(monkeypatch):
+def test_a_shard_that_is_away_does_not_take_all_that_may_be_unanswered():
     settings = config.parse({"name": "a", "mqtt": {"port": 1}}, config.Server)
     subscriber = Subscriber(settings, [Inbox(64 << 20), Inbox(64 << 20)], lambda client_id: client_id % 2)
-    wire = Wire(subscriber.links[0], monkeypatch)
-    comes_up(subscriber, wire)
+    (wire,) = subscriber.links
+    wire.comes_up()
     server = subscriber, None, wire
     hear(server, *[Message(topics.data(2), JSON, packet_id=n) for n in range(1, RECEIVE_MAXIMUM + 1)])
     assert len(wire.answered) == subscriber.foreign_lost == RECEIVE_MAXIMUM // 2
@@ -216,7 +242,8 @@ def test_a_server_that_waits_for_a_frozen_store_is_not_stuck():
         shard.progress_at -= 2 * STUCK_AFTER_S
         assert answers.wait(20)
 
-    working = threading.Thread(target=shard._until_done, args=[frozen])
+    patience = Patience("store", 5.0, lambda: None, threading.Event(), shard)
+    working = threading.Thread(target=patience.until_done, args=[frozen])
     working.start()
     wait_for(lambda: time.monotonic() - shard.progress_at > STUCK_AFTER_S, 20, "it asks")
     try:
@@ -231,18 +258,18 @@ def test_a_server_that_waits_for_a_frozen_store_is_not_stuck():
 def test_a_server_that_hears_of_waiting_readings_and_gets_none_says_so():
     process = ServerProcess(config.parse({"name": "s"}, config.Server))
     late = ClientStatus(True, "1", oldest_unacked_s=2 * UNHEARD_S)
+    (wire,) = process.subscriber.links
 
     def told():
         return next(cause.why for cause in process._causes() if cause.name == "data")
 
-    process.subscriber.links[0].connected = True
     process.shards[0].clients[5] = late
     assert not told(), "not yet"
     process.subscriber.data_at -= 2 * UNHEARD_S
     assert "readings of a client wait" in told()
-    process.subscriber._receive(process.subscriber.links[0], Message(topics.client_status(5), b"{}"))
+    wire.hear(Message(topics.client_status(5), b"{}"))
     assert told(), "a status is no reading"
-    process.subscriber._receive(process.subscriber.links[0], Message(topics.data(6), b"[]"))
+    wire.hear(Message(topics.data(6), b"[]"))
     assert not told()
     process.subscriber.data_at -= 2 * UNHEARD_S
     process.shards[0].clients[5] = replace(late, online=False)
