@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import re
 from collections.abc import Iterator
 from graphlib import TopologicalSorter
 from pathlib import Path
@@ -117,3 +118,22 @@ def attributes(node: ast.ClassDef) -> set[str]:
     return own | {
         each.target.id for each in node.body if isinstance(each, ast.AnnAssign) and isinstance(each.target, ast.Name)
     }
+
+
+def test_the_page_about_the_house_names_what_is_there():
+    page = (ROOT / "docs/architecture.md").read_text()
+    rooms = re.search("```(.*?)```", page, re.S).group(1)
+    assert re.findall(r"^ ?(\w+)", rooms, re.M)[1:] == [
+        "commands", "demo", "emulator", "care", "client", "mqtt", "process", "config", "formats", "errors",
+    ]  # fmt: skip
+    folders = [ROOT, ROOT / "skywave", ROOT / "archive/skywave_archive"]
+    for row in page.splitlines():
+        named = None
+        for word in re.findall("`([^`]+)`", row):
+            if word.endswith(".py"):
+                named = next((folder / word for folder in folders if (folder / word).exists()), None)
+                assert named, f"{word} is not there: {row}"
+            elif (
+                re.fullmatch(r"\w+", word) and re.match(r"\| \d+ ", row) and word not in ("ack", "rejected", "fix_day")
+            ):
+                assert named and f"def {word}(" in named.read_text(), f"{word} is not in {named}: {row}"
