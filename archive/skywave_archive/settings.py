@@ -27,8 +27,9 @@ class Target:
 
     @property
     def addresses(self) -> list[str]:
-        """``urls``, one by one."""
-        return [url.strip().rstrip("/") for url in self.urls.replace(",", ";").split(";")]
+        """``urls``, one by one, without the path of WebHDFS, with which some copy them."""
+        urls = [url.strip().rstrip("/") for url in self.urls.replace(",", ";").split(";")]
+        return [url.removesuffix("/webhdfs/v1") for url in urls]
 
 
 @dataclass(frozen=True, kw_only=True)

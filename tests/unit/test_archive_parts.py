@@ -287,7 +287,7 @@ def test_addresses_of_namenodes_that_cannot_work_are_told_at_once(tmp_path, urls
 def test_addresses_of_namenodes_stand_between_commas_or_semicolons(tmp_path):
     path = tmp_path / "archive.toml"
     for between in (",", ", ", ";"):
-        path.write_text(f'[target]\npath = "/a"\nurls = "http://nn1:9870{between}http://nn2:9870/"\n')
+        path.write_text(f'[target]\npath = "/a"\nurls = "http://nn1:9870{between}http://nn2:9870/webhdfs/v1/"\n')
         assert settings.load(str(path)).target.addresses == ["http://nn1:9870", "http://nn2:9870"]
 
 
