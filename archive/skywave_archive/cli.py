@@ -66,9 +66,17 @@ def main(log_level: str) -> None:
 @json_option
 @with_archive
 def export(
-    archive: Archive, report: Report, day: date | None, first: date | None, last: date | None, all_closed: bool,
-    open_day: bool, anew: bool, same_fleet: bool, dry_run: bool,
-) -> None:  # fmt: skip
+    archive: Archive,
+    report: Report,
+    day: date | None,
+    first: date | None,
+    last: date | None,
+    all_closed: bool,
+    open_day: bool,
+    anew: bool,
+    same_fleet: bool,
+    dry_run: bool,
+) -> None:
     """Export closed days, oldest first; whatever was exported before is left as it is.
 
     Rows that came late for an archived day become an additional file. A day is published only when all shards were read
@@ -180,8 +188,13 @@ def list_(
 @main.command()
 @config_option
 @day_options
-@click.option("--level", default="checksum", show_default=True, type=click.Choice(["list", "checksum", "rows"]),
-              help="How deep: what is there, every byte, or every row.")  # fmt: skip
+@click.option(
+    "--level",
+    default="checksum",
+    show_default=True,
+    type=click.Choice(["list", "checksum", "rows"]),
+    help="How deep: what is there, every byte, or every row.",
+)
 @click.option(
     "--subset",
     callback=parse_subset,
@@ -190,9 +203,14 @@ def list_(
 @json_option
 @with_archive
 def verify(
-    archive: Archive, report: Report, day: date | None, first: date | None, last: date | None, level: str,
+    archive: Archive,
+    report: Report,
+    day: date | None,
+    first: date | None,
+    last: date | None,
+    level: str,
     subset: tuple[int, int] | None,
-) -> None:  # fmt: skip
+) -> None:
     """Compare the archive with its manifests; exit code 1 if a day is not what it was.
 
     What was found good is noted; `expire` needs days verified at level rows.
@@ -242,9 +260,12 @@ def verify(
         report.exit_code = EXIT_DATA
     report.line(f"{good} of {checked} days are good at level {level}")
     report.document |= {
-        "level": level, "days": checked, "good": good, "findings": [f.as_json() for f in findings],
+        "level": level,
+        "days": checked,
+        "good": good,
+        "findings": [f.as_json() for f in findings],
         "accounts": [str(problem) for problem in problems],
-    }  # fmt: skip
+    }
 
 
 # -- restore, drill --------------------------------------------------------------------------------------------------------
@@ -257,19 +278,34 @@ def verify(
 @click.option("--key", help="Only this data_key.")
 @click.option("--from-time", "since", callback=parse_time, help="Only readings created at or after this time (UTC).")
 @click.option("--to-time", "until", callback=parse_time, help="Only readings created before this time (UTC).")
-@click.option("--into", "urls", multiple=True, required=True,
-              help="Target: clickhouse://user@host:port/database (several for several servers), embedded:FOLDER, or"
-              " config:FILE for the [store] of a server's configuration, which may be a cluster.")  # fmt: skip
+@click.option(
+    "--into",
+    "urls",
+    multiple=True,
+    required=True,
+    help="Target: clickhouse://user@host:port/database (several for several servers), embedded:FOLDER, or"
+    " config:FILE for the [store] of a server's configuration, which may be a cluster.",
+)
 @click.option("--merge", is_flag=True, help="Add what is missing to days that the target has already.")
 @click.option("--same-fleet", is_flag=True, help="The target belongs to this archive's fleet, whatever it says itself.")
 @dry_run_option
 @json_option
 @with_archive
 def restore(
-    archive: Archive, report: Report, day: date | None, first: date | None, last: date | None, client_id: int | None,
-    key: str | None, since: int | None, until: int | None, urls: tuple[str, ...], merge: bool, same_fleet: bool,
+    archive: Archive,
+    report: Report,
+    day: date | None,
+    first: date | None,
+    last: date | None,
+    client_id: int | None,
+    key: str | None,
+    since: int | None,
+    until: int | None,
+    urls: tuple[str, ...],
+    merge: bool,
+    same_fleet: bool,
     dry_run: bool,
-) -> None:  # fmt: skip
+) -> None:
     """Refill a store from the archive. Run it again after an interruption: it goes on and doubles nothing.
 
     Tables that the target lacks are made. Each day is staged, compared by digest with the manifest, and moved into place at
@@ -335,8 +371,10 @@ def restore(
         )
     report.line(f"{report.rows:,} rows restored")
     report.document |= {
-        "days": [result.as_json() for result in results], "accounts": accounts, "replicas_behind": behind,
-    }  # fmt: skip
+        "days": [result.as_json() for result in results],
+        "accounts": accounts,
+        "replicas_behind": behind,
+    }
 
 
 for command in (drill, prune, expire, check):

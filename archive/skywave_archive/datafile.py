@@ -159,9 +159,17 @@ class Writer:
         self._upload.close()
         name = self.path.rpartition("/")[2]
         file = File(
-            name, self.shard, self.rows, self._digest, self._upload.bytes, self._upload.sha256,
-            min(self._clients), max(self._clients), min(self._times), max(self._times),
-        )  # fmt: skip
+            name,
+            self.shard,
+            self.rows,
+            self._digest,
+            self._upload.bytes,
+            self._upload.sha256,
+            min(self._clients),
+            max(self._clients),
+            min(self._times),
+            max(self._times),
+        )
         check_bytes(self._target, self.path, file)
         return file
 

@@ -223,18 +223,29 @@ class Exporter:
     def _manifest(self, job: _Job, staged: StagedDay) -> Manifest:
         streams, unnamed, scattered = staged.numbers()
         return Manifest(
-            job.table.name, job.day, job.generation, job.closed and staged.steady, utc_now(), __version__,
-            {shard.name: shard.ddl(job.table) for shard in self._shards}, columns_of(job.table),
+            job.table.name,
+            job.day,
+            job.generation,
+            job.closed and staged.steady,
+            utc_now(),
+            __version__,
+            {shard.name: shard.ddl(job.table) for shard in self._shards},
+            columns_of(job.table),
             {
                 shard.name: ShardState(
-                    staged.shards[shard.name].rows, staged.shards[shard.name].digest, job.markers.get(shard.name, ""),
+                    staged.shards[shard.name].rows,
+                    staged.shards[shard.name].digest,
+                    job.markers.get(shard.name, ""),
                     shard.version(),
                 )
                 for shard in self._shards
             },
-            staged.files, streams, unnamed, [] if staged.base or not job.old else [file.name for file in job.old.files],
+            staged.files,
+            streams,
+            unnamed,
+            [] if staged.base or not job.old else [file.name for file in job.old.files],
             scattered,
-        )  # fmt: skip
+        )
 
     def _steps(self, manifest: Manifest, new: list[str], here: str, old: Manifest | None) -> list[Step]:
         """The renames that put the new files into the day's folder and set aside what they replace."""

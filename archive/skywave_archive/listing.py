@@ -38,11 +38,16 @@ def listing(
                 continue
             verified = archive.verified(manifest, state)
             entry |= {
-                "status": "sealed" if manifest.sealed else "unsealed", "rows": manifest.rows, "bytes": manifest.total_bytes,
-                "files": len(manifest.files), "shards": sorted(manifest.shards), "digest": str(manifest.digest),
-                "verified": verified and {"level": verified[0], "at": verified[1]}, "created": manifest.created,
+                "status": "sealed" if manifest.sealed else "unsealed",
+                "rows": manifest.rows,
+                "bytes": manifest.total_bytes,
+                "files": len(manifest.files),
+                "shards": sorted(manifest.shards),
+                "digest": str(manifest.digest),
+                "verified": verified and {"level": verified[0], "at": verified[1]},
+                "created": manifest.created,
                 "store": None,
-            }  # fmt: skip
+            }
             if shards is not None:
                 now = {shard: found[day] for shard, found in markers.items() if day in found}
                 mark = state["markers"].get(f"{name}/{day}", {})
@@ -98,9 +103,15 @@ def print_listing(rows: list[dict[str, Any]], gaps: list[date]) -> None:
                 continue
             verified = row["verified"]
             table.add_row(
-                row["day"], row["status"], str(row["generations"]), f"{row['rows']:,}", f"{row['bytes'] / 1e6:,.1f}",
-                str(row["files"]), f"{verified['level']} {verified['at'][:10]}" if verified else "never", row["store"] or "",
-            )  # fmt: skip
+                row["day"],
+                row["status"],
+                str(row["generations"]),
+                f"{row['rows']:,}",
+                f"{row['bytes'] / 1e6:,.1f}",
+                str(row["files"]),
+                f"{verified['level']} {verified['at'][:10]}" if verified else "never",
+                row["store"] or "",
+            )
         if table.row_count:
             console.print(table)
     if gaps:

@@ -150,14 +150,21 @@ class Manifest:
             if body["sha256"] != _hash({key: value for key, value in body.items() if key != "sha256"}):
                 raise ValueError("its hash does not match its content")
             return cls(
-                body["table"], date.fromisoformat(body["day"]), body["generation"], body["sealed"], body["created"],
-                body["skywave"], body["ddl"], body["columns"],
+                body["table"],
+                date.fromisoformat(body["day"]),
+                body["generation"],
+                body["sealed"],
+                body["created"],
+                body["skywave"],
+                body["ddl"],
+                body["columns"],
                 {name: ShardState(**{**s, "digest": int(s["digest"])}) for name, s in body["shards"].items()},
                 [File(**{**file, "digest": int(file["digest"])}) for file in body["files"]],
                 {StreamName(s["client_id"], int(s["stream"])): Spans.of(s["ranges"]) for s in body["streams"]},
-                {int(client): rows for client, rows in body["unnamed_rows"].items()}, body["replaced"],
+                {int(client): rows for client, rows in body["unnamed_rows"].items()},
+                body["replaced"],
                 body.get("scattered", []),
-            )  # fmt: skip
+            )
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise BrokenManifest(
                 f"{where}: broken manifest: {error}", "Its day can be exported anew while the store still holds it."

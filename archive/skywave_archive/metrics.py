@@ -13,9 +13,15 @@ PREFIX = "skywave_archive_"
 
 
 def write(
-    path: str, command: str, exit_code: int, seconds: float, rows: int, size: int, oldest_open: date | None,
+    path: str,
+    command: str,
+    exit_code: int,
+    seconds: float,
+    rows: int,
+    size: int,
+    oldest_open: date | None,
     newest_verified: date | None,
-) -> None:  # fmt: skip
+) -> None:
     """Writes the figures of a command; ``path`` is a file for each command: its name is put before the suffix.
 
     ``oldest_open`` is the oldest day that has rows not yet archived, ``newest_verified`` the newest day whose newest

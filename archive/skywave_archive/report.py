@@ -74,9 +74,15 @@ def _reported(path: str, command: str, as_json: bool) -> Iterator[tuple[Archive,
 
             try:
                 metrics.write(
-                    settings.metrics_file, report.command, code, time.monotonic() - report.started, report.rows,
-                    report.bytes, report.oldest_open, report.newest_verified,
-                )  # fmt: skip
+                    settings.metrics_file,
+                    report.command,
+                    code,
+                    time.monotonic() - report.started,
+                    report.rows,
+                    report.bytes,
+                    report.oldest_open,
+                    report.newest_verified,
+                )
             except OSError as error:
                 say(f"Warning: metrics_file {settings.metrics_file} cannot be written: {error.strerror}", err=True)
     if as_json:

@@ -57,9 +57,13 @@ class Restorer:
     ``client_id % number of servers``. A context manager."""
 
     def __init__(
-        self, archive: Archive, targets: list[config.Store], selection: Selection, merge: bool,
+        self,
+        archive: Archive,
+        targets: list[config.Store],
+        selection: Selection,
+        merge: bool,
         progress: Progress = lambda _: None,
-    ) -> None:  # fmt: skip
+    ) -> None:
         self.archive, self.selection, self.merge, self.progress = archive, selection, merge, progress
         if len(targets) > 1 and any(target.shards for target in targets):
             raise ConfigError(

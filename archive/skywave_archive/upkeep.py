@@ -47,8 +47,13 @@ def drill(archive: Archive, report: Report, day: date | None) -> None:
 @config_option
 @click.option("--generations", type=click.IntRange(1), help="Keep as many generations of each day; remove older ones.")
 @click.option("--delete-data-before", "before", callback=parse_day, help="Remove every day before this one.")
-@click.option("--day", "named", multiple=True, callback=parse_day,
-              help="Allow to remove this day although the store does not hold it; may be given several times.")  # fmt: skip
+@click.option(
+    "--day",
+    "named",
+    multiple=True,
+    callback=parse_day,
+    help="Allow to remove this day although the store does not hold it; may be given several times.",
+)
 @click.option("--confirm", is_flag=True, help="Do it; without this, only the plan is shown.")
 @json_option
 @with_archive

@@ -256,9 +256,12 @@ def _me() -> dict[str, Any]:
         boot = file.read().strip()
         boot += os.readlink("/proc/self/ns/pid")  # noqa: PTH115  a pid means nothing in another namespace
     return {
-        "host": socket.gethostname(), "pid": os.getpid(), "boot": boot, "started": _process_start(os.getpid()),
+        "host": socket.gethostname(),
+        "pid": os.getpid(),
+        "boot": boot,
+        "started": _process_start(os.getpid()),
         "since": utc_now(),
-    }  # fmt: skip
+    }
 
 
 def _process_start(pid: int) -> str:

@@ -74,8 +74,16 @@ def _clock() -> Finding:
         return Finding(
             "clock", False, f"{now:%Y-%m-%d %H:%M} UTC", "Set the clock; readings get wrong times until then."
         )
-    shown = subprocess.run(["timedatectl", "show", "--property=NTPSynchronized", "--value"], capture_output=True,
-                           text=True, check=False) if shutil.which("timedatectl") else None  # fmt: skip
+    shown = (
+        subprocess.run(
+            ["timedatectl", "show", "--property=NTPSynchronized", "--value"],
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        if shutil.which("timedatectl")
+        else None
+    )
     synchronised = "synchronised" if shown and shown.stdout.strip() == "yes" else "not known to be synchronised"
     return Finding("clock", True, f"{now:%Y-%m-%d %H:%M} UTC, {synchronised}")
 
@@ -153,8 +161,12 @@ def _disk(outbox: config.Outbox) -> Iterator[Finding]:
         yield Finding("disk", False, f"{path}: {error.strerror}", "The outbox's folder must exist.")
         return
     needed = outbox.min_free_disk
-    yield Finding("disk", free > needed, f"{free >> 20} MiB free at {path}, {needed >> 20} must stay free (min_free_disk)",
-                  "Make room, or lower outbox.min_free_disk: below it the client stops reading its sensors.")  # fmt: skip
+    yield Finding(
+        "disk",
+        free > needed,
+        f"{free >> 20} MiB free at {path}, {needed >> 20} must stay free (min_free_disk)",
+        "Make room, or lower outbox.min_free_disk: below it the client stops reading its sensors.",
+    )
 
 
 def _store(settings: config.Store, services: bool) -> Iterator[Finding]:

@@ -71,8 +71,12 @@ def _client(s: ClientSnapshot) -> Iterator[Finding]:
     unmoved = _held(s, "acknowledgement")
     oldest = f"the oldest unacknowledged reading is {s.oldest_unacked_s:.1f} s old"
     late = s.oldest_unacked_s > LATE_S
-    yield Finding("delivery", not late and not unmoved, f"{unmoved}; {oldest}" if unmoved else oldest,
-                  STALLS["acknowledgement"][1])  # fmt: skip
+    yield Finding(
+        "delivery",
+        not late and not unmoved,
+        f"{unmoved}; {oldest}" if unmoved else oldest,
+        STALLS["acknowledgement"][1],
+    )
     for name, sensor in s.sensors.items():
         found = "connected" if sensor.connected else sensor.last_error or "not connected"
         yield Finding(f"sensor {name}", sensor.connected, found, "Check the sensor, its address and its port.")
@@ -84,8 +88,12 @@ def _client(s: ClientSnapshot) -> Iterator[Finding]:
 def _server(s: ServerSnapshot) -> Iterator[Finding]:
     not_yet = not s.connected and not s.broker_error  # it connects once its store answers
     yield _session(s, "It waits for its store: see below." if not_yet else STALLS["broker"][1])
-    yield Finding("accepting", s.accepting, "batches are taken" if s.accepting else "no batches are taken",
-                  "It waits for the broker or the store, or is full: see there.")  # fmt: skip
+    yield Finding(
+        "accepting",
+        s.accepting,
+        "batches are taken" if s.accepting else "no batches are taken",
+        "It waits for the broker or the store, or is full: see there.",
+    )
     store = _held(s, "store") or s.store_error
     yield Finding("commits", s.store_ok and not store, store or "the store does what it is asked", STALLS["store"][1])
 

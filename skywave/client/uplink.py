@@ -173,8 +173,14 @@ class Uplink:
     def _set_aside(self, batch_id: int, reason: str, now: float) -> None:
         batch = self.window.remove(batch_id).batch
         if self.refusals.set_aside(batch_id, reason, now):
-            log.error("batch %d (%d bytes, readings %d to %d) is set aside, the broker refuses it: %s",
-                      batch_id, len(batch.payload), batch.first_seq, batch.last_seq, reason)  # fmt: skip
+            log.error(
+                "batch %d (%d bytes, readings %d to %d) is set aside, the broker refuses it: %s",
+                batch_id,
+                len(batch.payload),
+                batch.first_seq,
+                batch.last_seq,
+                reason,
+            )
 
     # -- days --------------------------------------------------------------------------------------------------------
 
@@ -260,8 +266,12 @@ class Uplink:
                 continue
             self.counts.rejected_readings += readings
             for batch in batches:
-                log.error("server rejected readings %d to %d of stream %d; it keeps their bytes",
-                          batch.first_seq, batch.last_seq, batch.stream)  # fmt: skip
+                log.error(
+                    "server rejected readings %d to %d of stream %d; it keeps their bytes",
+                    batch.first_seq,
+                    batch.last_seq,
+                    batch.stream,
+                )
         self.account.recorded(ack)
 
     def _delete(self, now: float) -> None:

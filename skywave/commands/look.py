@@ -78,20 +78,45 @@ def _numbers(_: click.Context, __: click.Parameter, words: tuple[str, ...]) -> t
 @main.command()
 @config_option
 @click.option("--client", "client_id", type=click.IntRange(1), help="Only this client.")
-@click.option("--accept", "accepts", multiple=True, callback=_numbers, metavar="CLIENT[/STREAM[/FIRST-LAST]]",
-              help="Put on record that what is missing of these numbers now is lost. all: of everybody's.")  # fmt: skip
-@click.option("--correct", "corrects", multiple=True, callback=_numbers, metavar="CLIENT/STREAM/LAST",
-              help="Put on record that a stream produced no reading after LAST, whatever its client said.")  # fmt: skip
-@click.option("--take-back", "takes_back", multiple=True, callback=_numbers, metavar="CLIENT[/STREAM[/FIRST-LAST]]",
-              help="Take back what was put on record of these numbers.")  # fmt: skip
+@click.option(
+    "--accept",
+    "accepts",
+    multiple=True,
+    callback=_numbers,
+    metavar="CLIENT[/STREAM[/FIRST-LAST]]",
+    help="Put on record that what is missing of these numbers now is lost. all: of everybody's.",
+)
+@click.option(
+    "--correct",
+    "corrects",
+    multiple=True,
+    callback=_numbers,
+    metavar="CLIENT/STREAM/LAST",
+    help="Put on record that a stream produced no reading after LAST, whatever its client said.",
+)
+@click.option(
+    "--take-back",
+    "takes_back",
+    multiple=True,
+    callback=_numbers,
+    metavar="CLIENT[/STREAM[/FIRST-LAST]]",
+    help="Take back what was put on record of these numbers.",
+)
 @click.option("--reason", default="", help="Why, with --accept, --correct and --take-back.")
 @click.option("--by", "name", default="", help="Who says so; the user who runs it if not given.")
 @click.option("--accepted", "listing", is_flag=True, help="List what is on record instead.")
 @json_option
 def audit(
-    path: str, client_id: int | None, accepts: tuple[What, ...], corrects: tuple[What, ...],
-    takes_back: tuple[What, ...], reason: str, name: str, listing: bool, as_json: bool,
-) -> None:  # fmt: skip
+    path: str,
+    client_id: int | None,
+    accepts: tuple[What, ...],
+    corrects: tuple[What, ...],
+    takes_back: tuple[What, ...],
+    reason: str,
+    name: str,
+    listing: bool,
+    as_json: bool,
+) -> None:
     """Account for every reading: produced = stored + pending + rejected + expired + declared lost + accepted.
 
     CONFIG is the server's file. Produced is what the clients say, never what the table holds. Exit code 1 if a reading

@@ -20,15 +20,22 @@ from .group import config_option, json_option, main
 )
 @click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen on.")
 @click.option("--port", default=9090, show_default=True, help="Port to listen on.", type=click.IntRange(0, 65535))
-@click.option("--rate", default=1000.0, show_default=True, help="Readings/s on each connection; 0: as fast as it goes.",
-              type=click.FloatRange(0))  # fmt: skip
-@click.option("--signal", "shape", default="random", show_default=True,
-              type=click.Choice(["random", "sine", "walk", "counter"]))  # fmt: skip
+@click.option(
+    "--rate",
+    default=1000.0,
+    show_default=True,
+    help="Readings/s on each connection; 0: as fast as it goes.",
+    type=click.FloatRange(0),
+)
+@click.option(
+    "--signal", "shape", default="random", show_default=True, type=click.Choice(["random", "sine", "walk", "counter"])
+)
 @click.option("--seed", type=int, help="Same seed, same values.")
 @click.option("--ledger", type=click.Path(dir_okay=False), help="File to note every reading in before it is sent.")
 @click.option("--limit", type=click.IntRange(1), help="Close each connection after as many readings.")
-@click.option("--acknowledged", is_flag=True,
-              help="Number the readings and keep them until the client has committed them.")  # fmt: skip
+@click.option(
+    "--acknowledged", is_flag=True, help="Number the readings and keep them until the client has committed them."
+)
 def emulator(
     kind: str,
     host: str,
@@ -61,26 +68,58 @@ def emulator(
 
 
 @main.command()
-@click.option("--broker", "brokers", default=["127.0.0.1:1883"], show_default=True, multiple=True,
-              help="A broker without certificates, as host:port; several for several.")  # fmt: skip
+@click.option(
+    "--broker",
+    "brokers",
+    default=["127.0.0.1:1883"],
+    show_default=True,
+    multiple=True,
+    help="A broker without certificates, as host:port; several for several.",
+)
 @click.option("--clients", default=100, show_default=True, type=click.IntRange(1), help="How many clients to be.")
-@click.option("--rate", default=1000.0, show_default=True, type=click.FloatRange(0),
-              help="Readings a second that each produces; 0: none but the backlog.")  # fmt: skip
+@click.option(
+    "--rate",
+    default=1000.0,
+    show_default=True,
+    type=click.FloatRange(0),
+    help="Readings a second that each produces; 0: none but the backlog.",
+)
 @click.option("--seconds", type=click.FloatRange(0), help="For how long they produce. Without it: until Ctrl-C.")
 @click.option("--size", default=500, show_default=True, type=click.IntRange(1, 100_000), help="Readings in a batch.")
 @click.option("--keys", default=3, show_default=True, type=click.IntRange(1, 1000), help="Series of each client.")
-@click.option("--backlog", default=0, show_default=True, type=click.IntRange(0),
-              help="Batches that each client has waiting at the beginning, like after an outage.")  # fmt: skip
-@click.option("--outages", default=0.0, show_default=True, type=click.FloatRange(0, 0.9),
-              help="Share of the clients that are cut off at any time; what they produce comes as a flood after.")  # fmt: skip
-@click.option("--outage-seconds", "outage_s", default=10.0, show_default=True, type=click.FloatRange(0.1),
-              help="How long they are on the average.")  # fmt: skip
-@click.option("--window", default=16, show_default=True, type=click.IntRange(1, 1000),
-              help="Unacknowledged batches a client.")  # fmt: skip
+@click.option(
+    "--backlog",
+    default=0,
+    show_default=True,
+    type=click.IntRange(0),
+    help="Batches that each client has waiting at the beginning, like after an outage.",
+)
+@click.option(
+    "--outages",
+    default=0.0,
+    show_default=True,
+    type=click.FloatRange(0, 0.9),
+    help="Share of the clients that are cut off at any time; what they produce comes as a flood after.",
+)
+@click.option(
+    "--outage-seconds",
+    "outage_s",
+    default=10.0,
+    show_default=True,
+    type=click.FloatRange(0.1),
+    help="How long they are on the average.",
+)
+@click.option(
+    "--window", default=16, show_default=True, type=click.IntRange(1, 1000), help="Unacknowledged batches a client."
+)
 @click.option("--first-client-id", default=1, show_default=True, type=click.IntRange(1), help="The first one's number.")
 @click.option("--seed", type=int, help="Same seed, same readings and outages.")
-@click.option("--ledger", default="", type=click.Path(dir_okay=False),
-              help="File for what each client sent; see skywave fleet-check.")  # fmt: skip
+@click.option(
+    "--ledger",
+    default="",
+    type=click.Path(dir_okay=False),
+    help="File for what each client sent; see skywave fleet-check.",
+)
 @json_option
 def fleet(brokers: tuple[str, ...], as_json: bool, **plan: Any) -> None:
     """Be a whole fleet of clients, to press servers and stores; says how fast everything was acknowledged.
@@ -148,8 +187,13 @@ def fleet_check(path: str, ledger: Path, as_json: bool) -> None:
 
 @main.command()
 @click.option("--seconds", default=20.0, show_default=True, help="How long the sensors send.", type=click.FloatRange(3))
-@click.option("--rate", default=1000.0, show_default=True, help="Readings/s of the three sensors together.",
-              type=click.FloatRange(1))  # fmt: skip
+@click.option(
+    "--rate",
+    default=1000.0,
+    show_default=True,
+    help="Readings/s of the three sensors together.",
+    type=click.FloatRange(1),
+)
 @click.option("--seed", type=int, help="Same seed, same values.")
 @click.option(
     "--keep", type=click.Path(file_okay=False, path_type=Path), help="Keep configs, logs and data in this folder."

@@ -104,12 +104,18 @@ def _batch(_: click.Context, __: click.Parameter, value: str | None) -> tuple[in
 def _address(command: Callable[..., None]) -> Callable[..., None]:
     """The arguments that name one rejected message."""
     for option in (
-        click.option("--batch", callback=_batch, metavar="STREAM/FIRST_SEQ",
-                     help="Of this name, if a client sent the same bytes under several."),
-        click.option("--client", "client_id", type=click.IntRange(0), help="Of this client, if several sent the same bytes."),
+        click.option(
+            "--batch",
+            callback=_batch,
+            metavar="STREAM/FIRST_SEQ",
+            help="Of this name, if a client sent the same bytes under several.",
+        ),
+        click.option(
+            "--client", "client_id", type=click.IntRange(0), help="Of this client, if several sent the same bytes."
+        ),
         click.argument("sha256"),
         config_option,
-    ):  # fmt: skip
+    ):
         command = option(command)
     return command
 

@@ -22,7 +22,7 @@ from .settings import (
     Uplink,
     addresses,
     setting,
-)  # fmt: skip
+)
 from .showing import show
 
 __all__ = [

@@ -98,9 +98,22 @@ class Parts:
     def start_sensor(self, kind: str, rate: float, seed: int) -> None:
         """Starts an emulator of ``rate`` readings/s."""
         self._start(
-            kind, sys.executable, "-m", "skywave", "emulator", "--kind", kind, "--port", str(self._ports[kind]),
-            "--rate", str(rate), "--seed", str(seed), "--ledger", str(self.ledger(kind)),
-        )  # fmt: skip
+            kind,
+            sys.executable,
+            "-m",
+            "skywave",
+            "emulator",
+            "--kind",
+            kind,
+            "--port",
+            str(self._ports[kind]),
+            "--rate",
+            str(rate),
+            "--seed",
+            str(seed),
+            "--ledger",
+            str(self.ledger(kind)),
+        )
 
     def _start(self, name: str, *command: str) -> None:
         with (self._folder / f"{name}.log").open("ab") as log:
@@ -137,8 +150,11 @@ class Parts:
         """Runs a command to its end; the JSON document that it prints last. Raises ``DemoFailed`` if it fails."""
         self._running[module] = command = subprocess.Popen(
             [sys.executable, "-m", module, *arguments],
-            stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True,
-        )  # fmt: skip
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            start_new_session=True,
+        )
         while True:
             meanwhile()
             with contextlib.suppress(subprocess.TimeoutExpired):

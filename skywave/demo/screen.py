@@ -124,6 +124,7 @@ def _outbox(scene: Scene) -> Iterator[Text]:
     bar = min(60, int(backlog / max(scene.rate, 1) * 10))
     yield Text.assemble(("outbox  ", "bold"), ("█" * bar or "▏", "yellow"), f" {backlog:,} readings wait")
     yield Text.assemble(
-        ("acked   ", "bold"), f"{client.acked_readings:,} of {client.readings:,}",
+        ("acked   ", "bold"),
+        f"{client.acked_readings:,} of {client.readings:,}",
         f"   {client.acked_per_s:,.0f} /s   oldest unacknowledged {client.oldest_unacked_s:.1f} s",
-    )  # fmt: skip
+    )

@@ -91,9 +91,14 @@ class FleetClient:
         will = Will(topics.client_status(self._client_id), ClientStatus(False, "fleet").encode())
         try:
             self._connection = PolledConnection(
-                broker, f"skywave-client-{self._client_id}", will,
-                lambda sock, events: self._loop.watch(sock, events, self), self._came_up, self._drop, self._received,
-            )  # fmt: skip
+                broker,
+                f"skywave-client-{self._client_id}",
+                will,
+                lambda sock, events: self._loop.watch(sock, events, self),
+                self._came_up,
+                self._drop,
+                self._received,
+            )
         except (OSError, ValueError):
             self._try_again()
 
@@ -178,9 +183,12 @@ class FleetClient:
         if not pending and produced.waiting:
             pending = produced.taken * size + 1
         status = ClientStatus(
-            not goodbye, "fleet", "fleet", backlog_readings=(produced.waiting + len(self._window)) * size,
+            not goodbye,
+            "fleet",
+            "fleet",
+            backlog_readings=(produced.waiting + len(self._window)) * size,
             streams=[Produced(produced.stream, produced.batches * size, pending)] if produced.batches else [],
-        )  # fmt: skip
+        )
         self._last_words = self._connection.publish(topics.client_status(self._client_id), status.encode(), retain=True)
 
     def _received(self, topic: str, payload: bytes) -> None:

@@ -64,8 +64,9 @@ class Brokers:
             return f"{named} is connected to the broker: {why.reason}"
         if rivals >= MANY_RIVALS:
             return (
-                f"the broker ended {MANY_RIVALS} sessions in a row and more without a reason, as it does when {named} connects"
-            )  # fmt: skip
+                f"the broker ended {MANY_RIVALS} sessions in a row and more without a reason, "
+                f"as it does when {named} connects"
+            )
         return ""
 
     def go_on(self, rival: bool) -> float:

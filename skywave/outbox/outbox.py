@@ -276,8 +276,13 @@ class Outbox(ABC):
             if any(row[0] in removed for row in damaged):
                 raise self._found_damaged("damaged batches cannot be removed")
             for batch_id, stream, first, count, *_ in damaged:
-                log.error("outbox: batch %s is damaged, %s readings from %s on of stream %s are lost",
-                          batch_id, count, first, stream)  # fmt: skip
+                log.error(
+                    "outbox: batch %s is damaged, %s readings from %s on of stream %s are lost",
+                    batch_id,
+                    count,
+                    first,
+                    stream,
+                )
             self._declare_lost([row[:4] for row in damaged], "damaged on the disk")
             removed.update(row[0] for row in damaged)
 

@@ -83,8 +83,13 @@ class SqliteOutbox(Outbox):
                     notify("EXTEND_TIMEOUT_USEC=60000000")  # the start may take as long as this goes on
                 found = box.backlog()
                 box.settle()
-            log.error("outbox: %s is damaged and is set aside as %s; %d readings in %d batches are taken over",
-                      self._path, aside.name, found.readings, found.batches)  # fmt: skip
+            log.error(
+                "outbox: %s is damaged and is set aside as %s; %d readings in %d batches are taken over",
+                self._path,
+                aside.name,
+                found.readings,
+                found.batches,
+            )
         # From here on the new file is whole. The old write-ahead log must not meet it.
         for suffix in _FILES:
             if (old := Path(f"{self._path}{suffix}")).exists():

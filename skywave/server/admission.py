@@ -66,9 +66,12 @@ class Admitted:
     def only(self, positions: Sequence[int]) -> Admitted:
         """The readings at some positions alone."""
         return replace(
-            self, codes=self.codes[positions], created_at=self.created_at[positions], values=self.values[positions],
+            self,
+            codes=self.codes[positions],
+            created_at=self.created_at[positions],
+            values=self.values[positions],
             seqs=None if self.seqs is None else self.seqs[positions],
-        )  # fmt: skip
+        )
 
     def readings(self) -> list[Reading]:
         """The readings one by one, without their names."""
@@ -136,11 +139,21 @@ class Admission:
         readings = decode(message.payload, name, count)
         codes = readings.codes.to_numpy()
         return Admitted(
-            name, day, since, readings.keys, codes, readings.created_at.to_numpy(),
-            readings.values.to_numpy(), None, must_look_up=properties.get("attempt", "0") != "0" or message.dup,
-            look_up=True, at=at, received_at=time.time_ns() // 1000,
-            acked=[Range(name.stream, name.first_seq, name.first_seq + count - 1)], size=_size(readings.keys, codes),
-        )  # fmt: skip
+            name,
+            day,
+            since,
+            readings.keys,
+            codes,
+            readings.created_at.to_numpy(),
+            readings.values.to_numpy(),
+            None,
+            must_look_up=properties.get("attempt", "0") != "0" or message.dup,
+            look_up=True,
+            at=at,
+            received_at=time.time_ns() // 1000,
+            acked=[Range(name.stream, name.first_seq, name.first_seq + count - 1)],
+            size=_size(readings.keys, codes),
+        )
 
     def _foreign(
         self, client_id: int, message: Message, day: date, at: float
@@ -173,14 +186,22 @@ def _foreign_block(
     column = np.array([codes.setdefault(reading.data_key, len(codes)) for reading in readings], np.int32)
     keys = list(codes)
     return Admitted(
-        name, day, day - timedelta(1), keys, column,
+        name,
+        day,
+        day - timedelta(1),
+        keys,
+        column,
         np.array([reading.created_at for reading in readings], np.int64),
         np.array([reading.data_value for reading in readings], np.float64),
         np.array([reading.id for reading in readings], np.uint64) if numbered else None,
-        must_look_up=False, look_up=not numbered, at=at, received_at=time.time_ns() // 1000,
-        acked=[Range(0, reading.id, reading.id) for reading in readings if numbered], retained=retained,
+        must_look_up=False,
+        look_up=not numbered,
+        at=at,
+        received_at=time.time_ns() // 1000,
+        acked=[Range(0, reading.id, reading.id) for reading in readings if numbered],
+        retained=retained,
         size=_size(keys, column),
-    )  # fmt: skip
+    )
 
 
 def _size(keys: Sequence[str], codes: NDArray[Any]) -> int:

@@ -141,8 +141,9 @@ class Ingest:
                 group.add_status(client_id, ClientStatus.decode(message.payload), message.retained)
                 return
             if who is None:
-                raise PoisonError("came on a topic that is no client's: a client's number is 1 to 4294967295, without zeros"
-                                  " before it")  # fmt: skip
+                raise PoisonError(
+                    "came on a topic that is no client's: a client's number is 1 to 4294967295, without zeros before it"
+                )
             admitted, bad = self._admission.admit(client_id, message, group.today, received.at)
         except Exception as error:  # one message must never end the loop, whatever is wrong with it, or with us
             if not isinstance(error, PoisonError):

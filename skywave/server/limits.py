@@ -77,8 +77,11 @@ class Limits:
             return True
         if not usage.over_quota:
             usage.over_quota = True
-            log.error("client %d: today's quota for rejected messages is used up; nothing more is kept nor"
-                      " acknowledged: %s", row.client_id, visible(row.reason, MAX_REASON))  # fmt: skip
+            log.error(
+                "client %d: today's quota for rejected messages is used up; nothing more is kept nor acknowledged: %s",
+                row.client_id,
+                visible(row.reason, MAX_REASON),
+            )
         return False
 
     def report(self, client_id: int, status: ClientStatus) -> Report:

@@ -57,6 +57,13 @@ def _row(name: Name, count: int, message: Message, reason: str, payload: bytes, 
     if sum(map(len, notes)) + sum(map(len, notes.values())) > MAX_NOTES:
         notes = {key: notes[key][:100] for key in ("content_type", *NAMING) if key in notes}
     return Rejected(
-        *name, count, hashlib.sha256(payload).hexdigest(), message.topic[:MAX_TOPIC], reason[:MAX_REASON],
-        json.dumps(notes), payload, time.time_ns() // 1000, day,
-    )  # fmt: skip
+        *name,
+        count,
+        hashlib.sha256(payload).hexdigest(),
+        message.topic[:MAX_TOPIC],
+        reason[:MAX_REASON],
+        json.dumps(notes),
+        payload,
+        time.time_ns() // 1000,
+        day,
+    )

@@ -152,9 +152,11 @@ class Subscriber:
             self._status = self._say(self.accepting)
             for broker in self._brokers.values():
                 broker.link.publish(
-                    topics.server_status(self._settings.server_name), self._status.encode(), retain=True,
+                    topics.server_status(self._settings.server_name),
+                    self._status.encode(),
+                    retain=True,
                     properties=[("connection", broker.marker)],
-                )  # fmt: skip
+                )
 
     def _subscribe(self, broker: Broker) -> None:
         """Subscribes what devices and clients publish, or ends it where another server takes that."""
@@ -169,8 +171,10 @@ class Subscriber:
     def _up(self, broker: Broker) -> None:
         with self._lock:
             if not broker.came_up():
-                log.warning("broker %s: kept nothing for this server; what devices published as plain JSON meanwhile"
-                            " is lost", broker.link.address)  # fmt: skip
+                log.warning(
+                    "broker %s: kept nothing for this server; what devices published as plain JSON meanwhile is lost",
+                    broker.link.address,
+                )
             # QoS 0, so that nothing of them is kept while this server is away: they come often, and are retained.
             broker.link.subscribe([topics.ALL_CLIENT_STATUS, topics.BROKER_DROPPED], qos=0)
             broker.link.subscribe([topics.ALL_SERVER_STATUS])
@@ -194,8 +198,12 @@ class Subscriber:
     def _broker_dropped(self, broker: Broker, message: Message) -> None:
         number = int(message.payload) if message.payload[:20].isdigit() else 0
         if number > broker.dropped:
-            log.warning("broker %s: has dropped %d messages since its start, because a queue was full; plain JSON among"
-                        " them is lost", broker.link.address, number)  # fmt: skip
+            log.warning(
+                "broker %s: has dropped %d messages since its start, because a queue was full; plain JSON among"
+                " them is lost",
+                broker.link.address,
+                number,
+            )
         broker.dropped = number
 
     def _other_server(self, broker: Broker, name: str, message: Message) -> None:
@@ -212,8 +220,12 @@ class Subscriber:
             broker.others = others
             self._subscribe(broker)
             if broker.kept_s != broker.link.session_expiry:
-                log.info("broker %s: keeps plain JSON for %d s while this server is away%s", broker.link.address,
-                         broker.kept_s, f", because there is also {', '.join(sorted(others))}" if others else "")  # fmt: skip
+                log.info(
+                    "broker %s: keeps plain JSON for %d s while this server is away%s",
+                    broker.link.address,
+                    broker.kept_s,
+                    f", because there is also {', '.join(sorted(others))}" if others else "",
+                )
                 broker.link.reconnect(broker.kept_s)
 
     def _receive(self, broker: Broker, message: Message) -> None:
@@ -251,8 +263,11 @@ class Subscriber:
         broker.answer(item)  # it would be one of so many that may be unanswered, and so hold up other shards
         self.foreign_lost += 1
         if self.foreign_lost == 1 or not self.foreign_lost % 1000:
-            log.error("client %d: plain JSON is lost, because there is no room for it (%d messages since the start)",
-                      item.client_id, self.foreign_lost)  # fmt: skip
+            log.error(
+                "client %d: plain JSON is lost, because there is no room for it (%d messages since the start)",
+                item.client_id,
+                self.foreign_lost,
+            )
 
     def _put(self, item: Received) -> bool:
         shard = self._shard_of(item.client_id)

@@ -283,6 +283,8 @@ def _replicated_settings(settings: config.Store) -> dict[str, Any]:
     written again, and be acknowledged.
     """
     return {
-        "insert_deduplicate": 0, "insert_quorum": settings.quorum if settings.quorum > 1 else 0,
-        "insert_quorum_timeout": int(settings.timeout * 500), "select_sequential_consistency": int(settings.quorum > 1),
-    }  # fmt: skip
+        "insert_deduplicate": 0,
+        "insert_quorum": settings.quorum if settings.quorum > 1 else 0,
+        "insert_quorum_timeout": int(settings.timeout * 500),
+        "select_sequential_consistency": int(settings.quorum > 1),
+    }

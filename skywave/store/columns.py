@@ -60,10 +60,15 @@ class Block:
     def columns(self) -> dict[str, NDArray[Any]]:
         """The table's columns by name; ``data_key`` holds the codes."""
         return {
-            "client_id": self.client_id, "stream": self.stream, "seq": self.seq, "created_at": self.created_at,
-            "data_key": self.codes, "data_value": self.data_value, "received_at": self.received_at,
+            "client_id": self.client_id,
+            "stream": self.stream,
+            "seq": self.seq,
+            "created_at": self.created_at,
+            "data_key": self.codes,
+            "data_value": self.data_value,
+            "received_at": self.received_at,
             "day": np.full(len(self), np.datetime64(self.day)),
-        }  # fmt: skip
+        }
 
     def created_days(self) -> set[int]:
         """The UTC dates of its readings as days since 1970, each the nearest one that every release can show."""

@@ -234,11 +234,20 @@ class Store(Sql, Delivery, Accounts):
         )
         return [
             Rejected(
-                int(client_id), int(stream), int(first), int(count), text(digest), text(topic), text(reason), text(notes),
-                bytes.fromhex(text(content)), int(at), as_date(day),
+                int(client_id),
+                int(stream),
+                int(first),
+                int(count),
+                text(digest),
+                text(topic),
+                text(reason),
+                text(notes),
+                bytes.fromhex(text(content)),
+                int(at),
+                as_date(day),
             )
             for client_id, stream, first, count, digest, topic, reason, notes, content, at, day in rows
-        ]  # fmt: skip
+        ]
 
     def delivered(self, clients: Iterable[int], since: int) -> dict[int, int]:
         """See ``Accounts``."""
