@@ -200,9 +200,10 @@ def test_many_answers_that_the_broker_does_not_read_do_not_fill_the_memory(rogue
             sent += rogue.connections[-1].send(wanted)
     heard = len(rogue.heard)
     assert rogue.link.connected and heard > 1000
+    rogue.connections[-1].settimeout(20)
     answered = 0
-    while answered < heard:  # it reads on as soon as its answers are read
-        answered += len(rogue.connections[-1].recv(1 << 20)) // 4
+    while answered < 4 * heard:  # bytes; it reads on as soon as its answers are read
+        answered += len(rogue.connections[-1].recv(1 << 20))
 
 
 def test_a_connection_whose_thread_does_not_move_says_so(rogue, monkeypatch):
