@@ -87,7 +87,7 @@ def _reading(element: Any) -> ForeignReading:
     key = element.get("data_key")
     if not isinstance(key, str) or not 0 < len(key) <= MAX_KEY:
         raise PoisonError(f"data_key must be a string of 1 to {MAX_KEY} letters{_hint(element, 'data_key')}")
-    if any("\ud800" <= letter <= "\udfff" for letter in key):
+    if not key.isascii() and any("\ud800" <= letter <= "\udfff" for letter in key):
         raise PoisonError("data_key is not valid Unicode")
     created_at = _time(element)
     value = float(_number(element, "data_value"))
@@ -125,11 +125,14 @@ def _time(element: dict[str, Any]) -> int:
             "created_at is missing: when the value was measured, in seconds since 1970-01-01 UTC; only the device knows it"
             + _hint(element, "created_at")
         )
+    if type(value) is int and _EARLIEST <= value < _LATEST:
+        return value * 1_000_000
     if isinstance(value, str) and (at := _iso_time(value)) is not None:
         return at
     number = _number(element, "created_at", "seconds since 1970-01-01 UTC, or a time like 2026-11-30T08:00:00Z")
     for digits in (6, 3, 0, -3):  # seconds, milliseconds, microseconds, nanoseconds
-        if _EARLIEST <= number.scaleb(digits - 6) < _LATEST:
+        seconds = number if digits == 6 else number.scaleb(digits - 6)
+        if _EARLIEST <= seconds < _LATEST:
             return int(number.scaleb(digits).to_integral_value())
     raise PoisonError("created_at is outside the years 1 to 9999")
 
@@ -163,7 +166,7 @@ def _number(element: dict[str, Any], name: str, what: str = "a number") -> Decim
     if isinstance(value, bool) or not isinstance(value, int | str | Decimal):
         raise PoisonError(f"{name} must be {what}, not {_kind(value)}{_hint(element, name)}")
     try:
-        number = Decimal(value)
+        number = value if isinstance(value, Decimal) else Decimal(value)
     except (InvalidOperation, ValueError) as error:
         point = "; decimals follow a point" if "," in str(value)[:50] else ""
         raise PoisonError(f"{name} must be {what}, not {value!r:.50}{point}") from error
