@@ -98,8 +98,11 @@ def _reading(element: Any) -> ForeignReading:
 
 def _id(element: dict[str, Any]) -> int:
     """The reading's ``id``, 0 if it has none or null."""
-    if element.get("id") is None:
+    value = element.get("id")
+    if value is None:
         return 0
+    if type(value) is int and 1 <= value < 2**64:
+        return value
     try:
         number = _number(element, "id")
         if 1 <= number < 2**64 and number == int(number):
