@@ -47,7 +47,10 @@ def parse(payload: bytes) -> tuple[list[ForeignReading], list[BadReading]]:
     if payload.endswith(b"\0") and b"\0" not in (text := payload.rstrip(b"\0")):
         payload = text  # a string of C
     try:
-        body = json.loads(payload, parse_float=_decimal, parse_int=_integer, parse_constant=str)
+        try:
+            body = json.loads(payload, parse_float=Decimal, parse_int=_integer, parse_constant=str)
+        except InvalidOperation:  # some number has too large an exponent: only its element is bad
+            body = json.loads(payload, parse_float=_decimal, parse_int=_integer, parse_constant=str)
     except (ValueError, RecursionError) as error:
         raise PoisonError(f"is neither a batch nor JSON: {str(error)[:200]}") from error
     elements = body if isinstance(body, list) else [body]
