@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from skywave.errors import SkywaveError
+from skywave.store.replicas import MAX_DELAY_S
 
 from .archive import LOCKS, STAGING, Archive
 from .fleet import check_fleet
@@ -17,7 +18,6 @@ from .tables import BY_DAY
 from .targets.opening import open_target
 
 MAX_CLOCK_DIFFERENCE_S = 60
-MAX_REPLICA_DELAY_S = 300
 
 
 @dataclass(frozen=True)
@@ -96,5 +96,5 @@ def _shard(shard: SourceShard) -> list[Check]:
     found.append(Check(f"{name} clock", good, f"differs by {difference:.0f} s from this host's"))
     lag = shard.replica_lag()
     if lag is not None:
-        found.append(Check(f"{name} replica", lag <= MAX_REPLICA_DELAY_S, f"{lag} s behind"))
+        found.append(Check(f"{name} replica", lag <= MAX_DELAY_S, f"{lag} s behind"))
     return found

@@ -10,7 +10,7 @@ Restore while no server writes into the target: its rows of the same day could g
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from datetime import date
@@ -29,11 +29,10 @@ from .datafile import read_rows
 from .errors import BrokenManifest, DamagedFile, NotEmpty
 from .manifest import File, Manifest
 from .night import is_the_day_s
+from .reading import Progress
 from .selection import Selection, chosen_days
 from .shard_day import ShardDay
 from .tables import BY_DAY, Hashes, Table
-
-Progress = Callable[[int], None]
 
 
 @dataclass

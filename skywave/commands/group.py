@@ -90,18 +90,13 @@ def service_configs(path: str | None) -> dict[Path, config.Client | config.Serve
     return {file: config.load_any(file) for file in installed_files(path) if not config.is_archive(file)}
 
 
-def open_stores(settings: config.Server) -> list[Store]:
-    """The store of each shard; the caller closes them."""
-    from ..store.shards import open_shards
-
-    return open_shards(settings.store)
-
-
 @contextlib.contextmanager
 def opened_stores(settings: config.Server) -> Iterator[list[Store]]:
     """The store of each shard, closed at the end of the block."""
+    from ..store.shards import open_shards
+
     with contextlib.ExitStack() as stack:
-        yield [stack.enter_context(contextlib.closing(shard)) for shard in open_stores(settings)]
+        yield [stack.enter_context(contextlib.closing(shard)) for shard in open_shards(settings.store)]
 
 
 def any_settings(file: str) -> Any:

@@ -19,7 +19,6 @@ from .group import (
     installed_files,
     json_option,
     main,
-    open_stores,
     opened_stores,
     service_configs,
     some_config_option,
@@ -153,9 +152,10 @@ def _account(settings: config.Server, client_id: int | None) -> dict[str, Any]:
     from ..errors import StoreUnavailable
     from ..process.asking import fetch
     from ..store.accounts import audit_shards
+    from ..store.shards import open_shards
 
     try:
-        return audit_shards(open_stores(settings), client_id).as_json()
+        return audit_shards(open_shards(settings.store), client_id).as_json()
     except StoreUnavailable:
         if settings.store.kind != "embedded" or not settings.http.port:
             raise

@@ -15,7 +15,7 @@ from ..errors import StoreBusy, StoreUnavailable
 from . import schema
 from .columns import as_column
 from .refusals import unavailable, unreachable
-from .replicas import replication, wait_until_whole
+from .replicas import MAX_DELAY_S, replication, wait_until_whole
 from .sql import NO_DEDUPLICATION, NO_DROP_LIMITS, Replication, at_once
 from .store import Store
 
@@ -34,8 +34,6 @@ _MODERN_SETTINGS = {"async_insert": 0, "insert_quorum_parallel": 0, **NO_DEDUPLI
 REVISION_WITHOUT_SPARSE_COLUMNS = 54453
 """Of the protocol. To a client of a later one a server sends columns of mostly default values as they lie on its disk, and
 clickhouse-driver (0.2.11) makes a tuple of one, or fails (ClickHouse's ProtocolDefines.h, WITH_CUSTOM_SERIALIZATION)."""
-MAX_DELAY_S = 300
-"""A replica that is further behind is not in step."""
 T = TypeVar("T")
 log = logging.getLogger(__name__)
 logging.getLogger("clickhouse_driver").setLevel(logging.ERROR)

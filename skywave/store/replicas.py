@@ -10,6 +10,8 @@ from .sql import Replication, Sql, quote
 
 NEVER_LOOKED_S = 1_000_000_000
 """A replica that has not read its shard's log since it started says that it is behind by all of the time since 1970."""
+MAX_DELAY_S = 300
+"""A replica that is further behind is not in step."""
 
 
 def replication(sql: Sql) -> Replication:

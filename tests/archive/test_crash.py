@@ -26,12 +26,6 @@ def expected(vault) -> set[tuple]:
     return {(row[0], row[3], row[4], row[5], row[6]) for row in vault.ledger[DAY].values()}
 
 
-def back(vault):
-    name = f"{vault.database}_back"
-    vault.run("restore", "--into", f"clickhouse://127.0.0.1:{vault.settings().port}/{name}")
-    return vault.open(database=name)
-
-
 def crash_everywhere(vault, crasher, may_be_missing: bool, when: str) -> None:
     """Kills the export at each step, until one run ends; what readers see is always the day before or the day after."""
     before = visible(vault)
@@ -109,7 +103,7 @@ def test_in_hdfs_too(hdfs_vault, crasher, replaced):
         deaths += 1
     assert code == 0 and deaths >= 8
     assert vault.run("verify", "--level", "rows")["findings"] == []
-    vault.assert_restored(back(vault))
+    vault.assert_restored(vault.back())
 
 
 @pytest.mark.parametrize("when", ["before", "after"])
@@ -161,7 +155,7 @@ def test_readers_finish_an_interrupted_publish_first(vault, crasher, command):
         store = vault.open()
         store.query(f"ALTER TABLE {vault.database}.telemetry DROP PARTITION '{DAY}'")
         store.close()
-        vault.assert_restored(back(vault))
+        vault.assert_restored(vault.back())
     else:
         assert vault.run(command)
         assert len(vault.files(DAY)) == 1
@@ -194,4 +188,4 @@ def test_a_state_file_that_could_not_be_written_blocks_nobody(vault, monkeypatch
     ):
         vault.run(*command)
     assert list((vault.archive / "_staging").iterdir()) == []
-    vault.assert_restored(back(vault))
+    vault.assert_restored(vault.back())

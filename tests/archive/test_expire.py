@@ -17,22 +17,6 @@ DAYS = (days_ago(3), days_ago(2), days_ago(1))
 OLD, DAY = DAYS[1:]
 
 
-def back(vault):
-    shard, name = next(iter(vault.stores)), f"{vault.database}_back"
-    vault.run("restore", "--into", f"clickhouse://127.0.0.1:{vault.settings(shard).port}/{name}")
-    return vault.open(shard, name)
-
-
-@pytest.fixture
-def archived(vault):
-    """Three days of five clients with three keys each."""
-    for n, day in enumerate(DAYS):
-        for client in range(1, 6):
-            vault.add(day, first=1 + 1000 * n, count=300, client=client, stream=client * 11)
-    vault.run("export")
-    return vault
-
-
 @pytest.mark.every_engine
 def test_expire_drops_a_day_only_when_the_archive_provably_has_it(archived):
     with closing(archived.open()) as store:
@@ -138,7 +122,7 @@ def test_expire_ended_between_two_shards_is_completed(two_shards, monkeypatch):
     # Half of the day is nowhere else now.
     assert vault.run("prune", "--delete-data-before", str(DAY), "--confirm", code=1)["days"][0]["refused"]
     assert [i["outcome"] for i in vault.run("expire", "--older-than", "1d")["days"]] == ["dropped"]
-    vault.assert_restored(back(vault))
+    vault.assert_restored(vault.back())
 
 
 def test_late_rows_of_an_expired_day_expire_as_well(two_shards):
@@ -152,7 +136,7 @@ def test_late_rows_of_an_expired_day_expire_as_well(two_shards):
         vault.run("verify", "--level", "rows")
         assert [d["outcome"] for d in vault.run("expire", "--older-than", "1d")["days"]] == ["dropped"]
     assert vault.manifest(OLD, 2)["rows"] == 2010
-    vault.assert_restored(back(vault))
+    vault.assert_restored(vault.back())
 
 
 def test_a_day_expires_after_a_shard_was_added(two_shards):

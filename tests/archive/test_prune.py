@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from contextlib import closing
-
 import pytest
 from skywave_archive import verify
 from support.vault import Vault, days_ago
@@ -15,11 +13,6 @@ def restored(vault, days=None):
     name = f"{vault.database}_back"
     vault.run("restore", "--into", f"clickhouse://127.0.0.1:{vault.settings().port}/{name}")
     vault.assert_restored(vault.open(database=name), days=days)
-
-
-def drop(vault, day) -> None:
-    with closing(vault.open()) as store:
-        store.query(f"ALTER TABLE {vault.database}.telemetry DROP PARTITION '{day}'")
 
 
 @pytest.fixture
@@ -123,7 +116,7 @@ def test_35_empty_or_mistyped_arguments_refuse(generations, arguments):
 def test_36_the_last_copy_of_a_day_goes_only_by_its_name(generations):
     vault = generations
     vault.run("verify", "--level", "rows")
-    drop(vault, OLD)
+    vault.drop(OLD)
     result = vault.run("prune", "--delete-data-before", str(NEW), "--confirm", code=1)
     assert [(d["day"], bool(d["refused"])) for d in result["days"]] == [(str(OLD), True), (str(MID), False)]
     assert "last verified copy" in result["days"][0]["refused"] and f"--day {OLD}" in result["days"][0]["refused"]
@@ -147,7 +140,7 @@ def test_36_with_the_store_down_every_day_counts_as_the_last_copy(own_clickhouse
 def test_one_row_in_the_store_is_not_the_day(vault):
     vault.add(MID)
     vault.run("export")
-    drop(vault, MID)
+    vault.drop(MID)
     vault.add(MID, first=1, count=1)
     assert vault.run("prune", "--delete-data-before", str(NEW), "--confirm", code=1)["days"][0]["refused"]
     restored(vault)

@@ -32,16 +32,6 @@ def opened(clickhouse, name: str):
 
 
 @pytest.fixture
-def archived(vault):
-    """Three days of five clients with three keys each."""
-    for n, day in enumerate(DAYS):
-        for client in range(1, 6):
-            vault.add(day, first=1 + 1000 * n, count=300, client=client, stream=client * 11)
-    vault.run("export")
-    return vault
-
-
-@pytest.fixture
 def cluster():
     yield from running(Cluster(2, 2))
 

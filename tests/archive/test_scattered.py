@@ -16,12 +16,6 @@ def few(monkeypatch):
     monkeypatch.setattr("skywave_archive.streams.MAX_RANGES", MANY)
 
 
-def back(vault):
-    name = f"{vault.database}_back"
-    vault.run("restore", "--into", f"clickhouse://127.0.0.1:{vault.settings().port}/{name}")
-    return vault.open(database=name)
-
-
 def ranges(manifest: dict) -> dict[int, int]:
     return {stream["client_id"]: len(stream["ranges"]) for stream in manifest["streams"]}
 
@@ -49,7 +43,7 @@ def test_a_client_with_scattered_numbers_is_archived_completed_replaced_pruned_a
     vault.run("export", "--day", str(OLD), "--anew")
     assert vault.run("verify", "--level", "rows")["findings"] == []
     vault.run("prune", "--generations", "1", "--confirm")
-    vault.assert_restored(back(vault))
+    vault.assert_restored(vault.back())
     [day] = vault.run("expire", "--older-than", "1d")["days"]
     assert day["outcome"] == "dropped" and "client 7, 8" in day["why"]
     with closing(vault.open()) as store:
@@ -70,7 +64,7 @@ def test_late_rows_with_scattered_numbers_join_a_client_whose_numbers_are_in_ord
     vault.add(OLD, client=7, first=9001, count=1)
     assert (str(OLD), "added") in vault.outcomes(vault.run("export"))
     assert vault.run("verify", "--level", "rows")["findings"] == []
-    vault.assert_restored(back(vault))
+    vault.assert_restored(vault.back())
 
 
 def test_a_manifest_of_before_there_was_a_bound_is_read_added_to_replaced_and_expired(vault, monkeypatch):
@@ -86,7 +80,7 @@ def test_a_manifest_of_before_there_was_a_bound_is_read_added_to_replaced_and_ex
     vault.run("export", "--day", str(OLD), "--anew")
     assert ranges(vault.manifest(OLD, 3)) == {1: 1}
     vault.run("verify", "--level", "rows")
-    vault.assert_restored(back(vault))
+    vault.assert_restored(vault.back())
     assert [day["outcome"] for day in vault.run("expire", "--older-than", "1d")["days"]] == ["dropped"]
 
 
@@ -98,4 +92,4 @@ def test_exporting_anew_never_replaces_scattered_rows_that_the_store_has_not(vau
         store.query(f"ALTER TABLE {vault.database}.telemetry DROP PARTITION '{OLD}'")
     vault.add(OLD, client=7, first=10_001, count=400, step=2, note=False)  # as many, and other ones
     assert "nothing was changed" in vault.run("export", "--day", str(OLD), "--anew", code=1)["stderr"]
-    vault.assert_restored(back(vault))
+    vault.assert_restored(vault.back())

@@ -10,6 +10,7 @@ import subprocess
 import sys
 import tempfile
 from collections import defaultdict
+from contextlib import closing
 from datetime import UTC, date, datetime, timedelta
 from pathlib import Path
 
@@ -164,6 +165,16 @@ class Vault:
             # A shell that ran the tests in the background may have taken Ctrl-C from them.
             preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL), **kwargs,
         )  # fmt: skip
+
+    def back(self):
+        """What the archive holds, restored into a database of its own beside the first shard's."""
+        shard, name = next(iter(self.stores)), f"{self.database}_back"
+        self.run("restore", "--into", f"clickhouse://127.0.0.1:{self.settings(shard).port}/{name}")
+        return self.open(shard, name)
+
+    def drop(self, day) -> None:
+        with closing(self.open()) as store:
+            store.query(f"ALTER TABLE {self.database}.telemetry DROP PARTITION '{day}'")
 
     # -- looking at a local archive ------------------------------------------------------------------------------------------
 
